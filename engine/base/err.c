@@ -1,0 +1,105 @@
+#include "engine/base/err.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+static void set_where(struct err *e, const char *file, int line)
+{
+    snprintf(e->where, sizeof e->where, "%.28s:%d", file, line);
+}
+
+int err_set_at(struct err *e, enum errc code, int sys, const char *file, int line,
+               const char *fmt, ...)
+{
+    va_list ap;
+    e->code = code;
+    e->sys = sys;
+    e->param[0] = 0;
+    set_where(e, file, line);
+    va_start(ap, fmt);
+    vsnprintf(e->msg, sizeof e->msg, fmt, ap);
+    va_end(ap);
+    return -1;
+}
+
+int err_sys_at(struct err *e, const char *file, int line, const char *fmt, ...)
+{
+    int sys = errno;
+    va_list ap;
+    e->sys = sys;
+    e->code = sys == ENOSPC || sys == EDQUOT ? E_NOSPACE
+              : sys == ENOMEM                ? E_NOMEM
+              : sys == ENOENT                ? E_NOTFOUND
+                                             : E_IO;
+    e->param[0] = 0;
+    set_where(e, file, line);
+    va_start(ap, fmt);
+    int n = vsnprintf(e->msg, sizeof e->msg, fmt, ap);
+    va_end(ap);
+    if (n >= 0 && (size_t)n < sizeof e->msg) {
+        char text[96];
+        const char *s = strerror_r(sys, text, sizeof text);
+        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", s);
+    }
+    return -1;
+}
+
+int err_wrap(struct err *e, const char *fmt, ...)
+{
+    char head[sizeof e->msg], tail[sizeof e->msg];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(head, sizeof head, fmt, ap);
+    va_end(ap);
+    memcpy(tail, e->msg, sizeof tail);
+    /* The context is cut before the cause: the deepest message is the useful one. */
+    int room = (int)(sizeof e->msg - 3) - (int)strlen(tail);
+    if (room < 0) room = 0;
+    snprintf(e->msg, sizeof e->msg, "%.*s: %s", room, head, tail);
+    return -1;
+}
+
+int err_param(struct err *e, const char *fmt, ...)
+{
+    if (!e->param[0]) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(e->param, sizeof e->param, fmt, ap);
+        va_end(ap);
+    }
+    return -1;
+}
+
+void err_clear(struct err *e)
+{
+    *e = ERR_INIT;
+}
+
+const char *err_name(enum errc code)
+{
+    static const char *const names[E_COUNT] = {
+        [E_OK] = "ok",
+        [E_ARG] = "invalid_argument",
+        [E_RANGE] = "out_of_range",
+        [E_FORMAT] = "bad_format",
+        [E_NOTFOUND] = "not_found",
+        [E_CONFLICT] = "conflict",
+        [E_LIMIT] = "limit_exceeded",
+        [E_QUOTA] = "quota_exceeded",
+        [E_AUTH] = "unauthorized",
+        [E_NOMEM] = "out_of_memory",
+        [E_DEVMEM] = "out_of_device_memory",
+        [E_IO] = "io_error",
+        [E_NOSPACE] = "disk_full",
+        [E_CORRUPT] = "corrupt_data",
+        [E_UNSUPPORTED] = "unsupported",
+        [E_CANCELLED] = "cancelled",
+        [E_TIMEOUT] = "timeout",
+        [E_DEVICE] = "device_error",
+        [E_NUMERIC] = "numeric_error",
+        [E_BUG] = "internal_error",
+    };
+    return code >= 0 && code < E_COUNT ? names[code] : "internal_error";
+}

@@ -1,0 +1,55 @@
+/* plan.h: from a tape to a fixed list of steps with every buffer placed.
+ *
+ * Invariants:
+ *  (1) A node whose outputs nobody needs is dropped; an output nobody needs is -1.
+ *  (2) Two tensors share bytes only if their lifetimes are disjoint, or one is a view of the
+ *      other, or an op writes in place over an input that dies there (op_info.inplace).
+ *  (3) Offsets are multiples of 256 and follow from the tape alone: same tape, same plan.
+ *  (4) A plan needs no device: its sizes, FLOPs and peak are known before anything runs.
+ */
+#ifndef GRAFT_PLAN_H
+#define GRAFT_PLAN_H
+
+#include "engine/core/tape.h"
+
+struct plan_step {
+    int node;           /* in tape->nodes, after pruning and in-place decisions */
+    enum phase phase;
+    int64_t ws_offset;  /* workspace of this step inside the step buffer, -1: none */
+    int64_t ws_bytes;
+};
+
+struct plan_place {     /* one per tensor id */
+    int64_t offset;     /* in the step buffer; -1: persistent, or never live */
+    int first, last;    /* lifetime in steps, inclusive; -1: never live */
+};
+
+struct plan_report {
+    int64_t step_bytes;      /* size of the step buffer = activations + workspace, as placed */
+    int64_t lower_bound;     /* max over time of live bytes: no placement can be smaller */
+    int64_t workspace_bytes; /* the largest workspace */
+    int64_t weight_bytes;    /* frozen and state parameters */
+    int64_t trainable_bytes; /* masters */
+    int64_t grad_bytes;
+    int64_t moment_bytes;
+    int64_t flops[PHASE_COUNT]; /* of one run of the phase */
+    int64_t traffic[PHASE_COUNT]; /* bytes read and written */
+};
+
+struct plan {
+    const struct tape *tape; /* borrowed, must outlive the plan, must not change */
+    struct plan_step *steps;
+    int nsteps;
+    struct plan_place *places;
+    struct plan_report report;
+};
+
+struct plan_options {
+    int threads;           /* workspace is sized for this many; >= 1 */
+    int64_t budget_bytes;  /* 0: none. Else E_DEVMEM with the shortage if the total exceeds it */
+};
+
+struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e);
+void plan_free(struct plan *p);
+
+#endif
