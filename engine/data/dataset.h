@@ -1,0 +1,67 @@
+/* dataset.h: JSONL text data: check, tokenise, order, and cut into batches.
+ *
+ * Rows: {"text"}, {"prompt","completion"}, {"messages":[{"role","content","weight"?}]}. One shape per
+ * file. Loss is on completions and assistant turns only; on everything for "text".
+ *   text        special(text) + eos
+ *   completion  special(prompt) then completion (encoded without special tokens) + eos; prompt not trained
+ *   messages    by chat template (chat.h)
+ * A row longer than max_length is cut at its end and counted; a row without a trained token left is
+ * skipped and counted. Strict UTF-8, no NUL, line <= 4 MiB, depth <= 32, duplicate keys refused; blank
+ * lines are allowed at the end only.
+ */
+#ifndef GRAFT_DATASET_H
+#define GRAFT_DATASET_H
+
+#include "engine/tok/chat.h"
+#include "engine/tok/tok.h"
+
+#include <jansson.h>
+#include <stdint.h>
+
+/* Every problem of a file at once, the first 50 in full (engine_check_file's report):
+ * {"ok","format":"text|completion|messages","rows","problems":[{"line","column","field","reason"}],
+ *  "more"}. NULL only if the file cannot be read. Needs no tokenizer. */
+json_t *dataset_check(const char *path, struct err *e);
+
+struct dataset_options {
+    int64_t max_length;          /* tokens, >= 2 */
+    enum chat_template chat;     /* CHAT_NONE: "messages" rows are refused with what to set */
+    int32_t eos;                 /* -1: none is appended */
+};
+
+struct example {
+    const int32_t *ids;     /* [n] */
+    const uint8_t *trained; /* [n] 1: predicting this token carries loss (never for token 0) */
+    int64_t n;
+};
+
+struct dataset;
+struct dataset *dataset_open(const char *path, const struct tok *t,
+                             const struct dataset_options *o, struct err *e);
+void dataset_free(struct dataset *d);
+int64_t dataset_count(const struct dataset *d);
+struct example dataset_get(const struct dataset *d, int64_t i);
+int64_t dataset_truncated(const struct dataset *d);
+int64_t dataset_skipped(const struct dataset *d);
+int64_t dataset_tokens(const struct dataset *d);
+/* Takes the last round(n * fraction) (at least 1, at most n-1) rows of the order
+ * rng_permute(seed, RNG_SPLIT as epoch, n) out of d into a new dataset; file order is kept. */
+struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed, struct err *e);
+
+/* One micro-batch, right-padded. B rows, T = longest row rounded up to a multiple of 8. */
+struct batch {
+    int64_t B, T;
+    int32_t *ids;    /* [B,T] 0 in the padding */
+    int32_t *target; /* [B,T] token that position t predicts (ids[t+1]) or -1 */
+    int32_t *pos;    /* [B,T] */
+    int32_t *range;  /* [B,T,2] keys attended: [0,t+1), empty in the padding */
+    int64_t trained; /* targets >= 0 */
+    int64_t tokens;  /* without padding */
+    int64_t cap;     /* B*T that fits without growing */
+};
+/* Fills b from examples index[0..n). b starts zeroed; batch_clear frees. */
+int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, int64_t n,
+               struct err *e);
+void batch_clear(struct batch *b);
+
+#endif
