@@ -64,7 +64,10 @@ extern const ref_fn ref_table[OP_COUNT];
 extern const sample_fn sample_table[OP_COUNT];
 
 /* out[j][i] = or += v; nothing if out[j] is not wanted. */
-void ref_put(struct ref_call *c, int j, int64_t i, double v);
+void ref_put(const struct ref_call *c, int j, int64_t i, double v);
+/* For ops that build their outputs up term by term: sets the outputs that do not accumulate to
+ * zero and returns the same call with every output accumulating. */
+struct ref_call ref_adding(const struct ref_call *c);
 /* The nearest value that the dtype can hold, ties to even. */
 double ref_round(enum dtype t, double v);
 /* Whether dropout keeps element i. */

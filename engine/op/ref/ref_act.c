@@ -40,7 +40,7 @@ void ref_scale(struct ref_call *c)
 
 bool ref_keep(const struct ref_call *c, const struct attrs_dropout *a, int64_t i)
 {
-    uint64_t index = (uint64_t)a->salt << 32 | (uint64_t)i;
+    uint64_t index = (uint64_t)a->salt << 40 | (uint64_t)i;
     return rng_uniform(c->seed, RNG_DROPOUT, c->rng_step, index) >= a->p;
 }
 

@@ -42,6 +42,7 @@ void ref_attn(struct ref_call *c)
 {
     const struct attrs_attn *a = c->attrs;
     const struct ref_tensor *q = c->in[0], *k = c->in[1], *v = c->in[2], *range = c->in[3];
+    struct ref_call sum = ref_adding(c);
     struct query u;
     for (int64_t i = 0; query(i, q, k, range, &u); i++) {
         double top = -INFINITY, total = 0;
@@ -50,20 +51,13 @@ void ref_attn(struct ref_call *c)
         for (int64_t s = u.lo; s < u.hi; s++)
             total += exp((double)a->scale * score(&u, q->d, k->d, s) - top);
         double lse = u.lo < u.hi ? top + log(total) : -INFINITY;
-        for (int64_t d = 0; d < u.width; d++) {
-            double o = 0;
-            for (int64_t s = u.lo; s < u.hi; s++)
-                o += exp((double)a->scale * score(&u, q->d, k->d, s) - lse) *
-                     v->d[u.k + s * u.step + d];
-            ref_put(c, 0, u.q + d, o);
+        for (int64_t s = u.lo; s < u.hi; s++) {
+            double p = exp((double)a->scale * score(&u, q->d, k->d, s) - lse);
+            for (int64_t d = 0; d < u.width; d++)
+                ref_put(&sum, 0, u.q + d, p * v->d[u.k + s * u.step + d]);
         }
         ref_put(c, 1, u.scalar, lse);
     }
-}
-
-static void zero(struct ref_tensor *t)
-{
-    for (int64_t i = 0; t && i < t->count; i++) t->d[i] = 0;
 }
 
 /* p = exp(scale q.k - lse), dp = do.v, ds = p (dp - do.o):
@@ -74,9 +68,8 @@ void ref_attn_bwd(struct ref_call *c)
     const struct ref_tensor *dout = c->in[0], *q = c->in[1], *k = c->in[2], *v = c->in[3];
     const struct ref_tensor *range = c->in[4], *o = c->in[5], *lse = c->in[6];
     double scale = (double)a->scale;
+    struct ref_call sum = ref_adding(c);
     struct query u;
-    for (int j = 0; j < 3; j++) zero(c->out[j]);
-    c->accum = 7;
     for (int64_t i = 0; query(i, q, k, range, &u); i++) {
         const double *g = dout->d + u.q, *y = o->d + u.q;
         double gy = 0;
@@ -87,9 +80,9 @@ void ref_attn_bwd(struct ref_call *c)
             for (int64_t d = 0; d < u.width; d++) dp += g[d] * v->d[row + d];
             double ds = scale * p * (dp - gy);
             for (int64_t d = 0; d < u.width; d++) {
-                ref_put(c, 0, u.q + d, ds * k->d[row + d]);
-                ref_put(c, 1, row + d, ds * q->d[u.q + d]);
-                ref_put(c, 2, row + d, p * g[d]);
+                ref_put(&sum, 0, u.q + d, ds * k->d[row + d]);
+                ref_put(&sum, 1, row + d, ds * q->d[u.q + d]);
+                ref_put(&sum, 2, row + d, p * g[d]);
             }
         }
     }

@@ -11,22 +11,19 @@ void ref_embed(struct ref_call *c)
             ref_put(c, 0, i * width + j, table->d[(int64_t)ids->d[i] * width + j]);
 }
 
-/* out[rows, width] = or += the rows of dy summed by their index. */
-static void scatter(struct ref_call *c, const struct ref_tensor *dy, const struct ref_tensor *idx,
-                    int64_t rows)
+/* out[rows, width]: the rows of dy summed by their index. */
+static void scatter(const struct ref_call *c, const struct ref_tensor *dy, const struct ref_tensor *idx)
 {
+    struct ref_call sum = ref_adding(c);
     int64_t width = dy->shape[1];
-    for (int64_t i = 0; i < rows * width; i++) ref_put(c, 0, i, 0);
-    c->accum = 1;
     for (int64_t i = 0; i < idx->count; i++)
         for (int64_t j = 0; j < width; j++)
-            ref_put(c, 0, (int64_t)idx->d[i] * width + j, dy->d[i * width + j]);
+            ref_put(&sum, 0, (int64_t)idx->d[i] * width + j, dy->d[i * width + j]);
 }
 
 void ref_embed_dw(struct ref_call *c)
 {
-    const struct attrs_rows *a = c->attrs;
-    scatter(c, c->in[1], c->in[0], a->rows);
+    scatter(c, c->in[1], c->in[0]);
 }
 
 void ref_rows(struct ref_call *c)
@@ -40,8 +37,7 @@ void ref_rows(struct ref_call *c)
 
 void ref_rows_dx(struct ref_call *c)
 {
-    const struct attrs_rows *a = c->attrs;
-    scatter(c, c->in[0], c->in[1], a->rows);
+    scatter(c, c->in[0], c->in[1]);
 }
 
 /* cache[B,S,G,D], x[B,T,G,D], pos[B,T] */

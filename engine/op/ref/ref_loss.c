@@ -11,7 +11,7 @@ static double logit(const struct ref_tensor *x, const struct ref_tensor *w, int6
 }
 
 /* dx[n] += d w[v], dw[v] += d x[n] */
-static void spread(struct ref_call *c, int64_t n, int64_t v, double d)
+static void spread(const struct ref_call *c, int64_t n, int64_t v, double d)
 {
     const struct ref_tensor *x = c->in[0], *w = c->in[1];
     int64_t width = x->shape[1];
@@ -21,19 +21,13 @@ static void spread(struct ref_call *c, int64_t n, int64_t v, double d)
     }
 }
 
-static void start(struct ref_call *c)
-{
-    for (int j = 0; j < 4; j++)
-        for (int64_t i = 0; c->out[j] && i < c->out[j]->count; i++) ref_put(c, j, i, 0);
-    c->accum = 15;
-}
-
 void ref_linear_ce(struct ref_call *c)
 {
     const struct ref_tensor *x = c->in[0], *w = c->in[1], *target = c->in[2];
     int64_t rows = x->shape[0], V = w->shape[0];
     double weight = c->in[3]->d[0];
-    start(c);
+    bool gradients = c->out[1] || c->out[2];
+    struct ref_call sum = ref_adding(c);
     for (int64_t n = 0; n < rows; n++) {
         int64_t t = (int64_t)target->d[n], best = 0;
         double total = 0;
@@ -43,10 +37,10 @@ void ref_linear_ce(struct ref_call *c)
         double top = logit(x, w, n, best);
         for (int64_t v = 0; v < V; v++) total += exp(logit(x, w, n, v) - top);
         double lse = top + log(total);
-        for (int64_t v = 0; v < V; v++)
-            spread(c, n, v, weight * (exp(logit(x, w, n, v) - lse) - (v == t)));
-        ref_put(c, 0, 0, weight * (lse - logit(x, w, n, t)));
-        ref_put(c, 3, 0, best == t);
+        for (int64_t v = 0; gradients && v < V; v++)
+            spread(&sum, n, v, weight * (exp(logit(x, w, n, v) - lse) - (v == t)));
+        ref_put(&sum, 0, 0, weight * (lse - logit(x, w, n, t)));
+        ref_put(&sum, 3, 0, best == t);
     }
 }
 
