@@ -89,8 +89,6 @@ static bool movable(const struct pass *g, int c, int from, const int *din, int t
     const struct node *maker = &t->nodes[made_by];
     if (!(op_table[maker->op].flags & F_ACCUM)) return false;
     for (int i = 0; i < NODE_IN; i++) uses += din[i] >= 0 && tape_root(t, din[i]) == c;
-    for (int k = 0; k < maker->nin; k++)
-        if (tape_root(t, maker->in[k]) == tape_root(t, target)) return false;
     for (int i = made_by + 1; i < t->nnodes; i++)
         for (int k = 0; k < t->nodes[i].nin; k++)
             uses += tape_root(t, t->nodes[i].in[k]) == c;
