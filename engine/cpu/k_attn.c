@@ -47,13 +47,14 @@ static void attn_tile(void *ctx, int64_t task, int thread)
     int64_t t0 = qt * ATTN_Q, n = min64(ATTN_Q, a->T - t0), g = h / (a->H / a->G);
     struct span all = attn_union(a, b, t0, n);
     float p[ATTN_Q * ATTN_K], max[ATTN_Q], sum[ATTN_Q];
-    float *o = (float *)s->out[0] + attn_q_at(a, b, t0, h), *lse = s->out[1];
+    float *o = s->out[0], *lse = s->out[1];
+    if (o) o += attn_q_at(a, b, t0, h);
     float *scratch = (float *)s->ws + (int64_t)thread * GEMM_SCRATCH;
     int64_t ldq = a->H * a->D, ldk = a->G * a->D;
     for (int64_t i = 0; i < n; i++) {
         max[i] = -INFINITY;
         sum[i] = 0;
-        memset(o + i * ldq, 0, (size_t)a->D * sizeof *o);
+        if (o) memset(o + i * ldq, 0, (size_t)a->D * sizeof *o);
     }
     for (int64_t k0 = all.lo; k0 < all.hi; k0 += ATTN_K) {
         int64_t m = min64(ATTN_K, all.hi - k0);
@@ -69,18 +70,18 @@ static void attn_tile(void *ctx, int64_t task, int thread)
             int64_t lo = min64(max64(r.lo - k0, 0), m), hi = max64(min64(r.hi - k0, m), lo);
             float shrink;
             sum[i] = softmax_row(p + i * ATTN_K, m, lo, hi, &max[i], &shrink) + sum[i] * shrink;
-            for (int64_t d = 0; d < a->D; d++) o[i * ldq + d] *= shrink;
+            for (int64_t d = 0; o && d < a->D; d++) o[i * ldq + d] *= shrink;
         }
         struct gemm mix = {
             .n = n, .m = a->D, .k = m, .alpha = 1, .a = {p, DT_F32, ATTN_K, false},
             .b = {a->v + attn_k_at(a, b, k0, g), DT_F32, ldk, false},
             .add = o, .ldadd = ldq, .c = o, .ldc = ldq, .scratch = scratch,
         };
-        gemm_run(&mix);
+        if (o) gemm_run(&mix);
     }
     for (int64_t i = 0; i < n; i++) {
         float k = sum[i] > 0 ? 1.0f / sum[i] : sum[i]; /* NaN stays */
-        for (int64_t d = 0; d < a->D; d++) o[i * ldq + d] *= k;
+        for (int64_t d = 0; o && d < a->D; d++) o[i * ldq + d] *= k;
         if (lse) lse[(b * a->T + t0 + i) * a->H + h] = max[i] + mx_log(sum[i]);
     }
 }

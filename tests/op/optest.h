@@ -47,7 +47,6 @@ struct mutant {
     enum mutant_kind kind;
     int at;
     bool applied;
-    unsigned state; /* inputs that the op may write (op_sample.state) */
     int calls;      /* of the kernel */
 };
 
@@ -86,6 +85,8 @@ int kernel_check(const struct kernels *k, int op, const struct op_sample *s, str
 /* Forward and backward as planned and run by exec.h, against the references. */
 int plan_check(const struct kernels *k, int op, const struct op_sample *s, struct err *e);
 
+/* Whether this kernel mutant makes sense for the sample: run the others for nothing. */
+bool mutant_fits(const struct mutant *m, int op, const struct op_sample *s);
 /* The one place that runs a kernel; here kernel mutants act. */
 int mutant_run(op_run_fn fn, int op, const struct step *s, struct exec *x, struct mutant *m,
                struct err *e);

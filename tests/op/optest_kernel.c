@@ -322,7 +322,6 @@ int kernel_check(const struct kernels *k, int op, const struct op_sample *s, str
 {
     struct bench b = {.kernels = k, .op = op, .s = s, .m = m};
     b.tolerance = 2e-6 * sqrt((double)(s->k_red > 1 ? s->k_red : 1));
-    m->state = s->state;
     arena_init(&b.arena, CAP);
     int rc = shapes(&b, e);
     if (!rc) rc = check(&b, e);

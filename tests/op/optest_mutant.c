@@ -90,9 +90,26 @@ void mutant_gradient(struct mutant *m, int at, struct ref_tensor *g)
 
 /* ---- kernels ---- */
 
+bool mutant_fits(const struct mutant *m, int op, const struct op_sample *s)
+{
+    const struct op_info *info = &op_table[op];
+    bool output = m->at < info->nout;
+    const struct ref_tensor *x = &s->in[m->at < NODE_IN ? m->at : 0];
+    switch (m->kind) {
+    case ATTR_IGNORED: return attributes[m->at].op == op;
+    case WS_OVERRUN: return true;
+    case IN_WRITTEN: return x->d && !(s->state >> m->at & 1);
+    case IN_TRANSPOSED:
+        return x->d && x->dtype != DT_I32 && x->rank == 2 && x->shape[0] > 1 && x->shape[1] > 1;
+    case OUT_SHARED: return m->at == 0 && info->inplace >= 0 && !(info->flags & F_STATE);
+    case OUT_ALONE: return output && info->nout > 1;
+    case OUT_OVERWRITTEN: return output && (info->flags & F_ACCUM);
+    default: return output;
+    }
+}
+
 static void change_attrs(struct mutant *m, int op, struct step *s, unsigned char copy[NODE_ATTRS])
 {
-    if (attributes[m->at].op != op) return;
     uint32_t bits;
     float value = attributes[m->at].value;
     memcpy(copy, s->attrs, op_table[op].attr_bytes);
@@ -102,12 +119,10 @@ static void change_attrs(struct mutant *m, int op, struct step *s, unsigned char
     s->attrs = copy;
 }
 
-/* A transposed copy of a matrix operand, or NULL if there is none at this place. */
+/* A transposed copy of a matrix operand. */
 static void *transposed(const struct mutant *m, const struct step *s)
 {
     const struct tensor *t = s->tin[m->at];
-    if (!s->in[m->at] || !t || t->rank != 2 || t->shape[0] < 2 || t->shape[1] < 2) return NULL;
-    if (t->dtype == DT_I32) return NULL;
     size_t size = dtype_size(t->dtype);
     char *copy = mem_alloc(size * (size_t)t->count, &(struct err){0});
     const char *from = s->in[m->at];
@@ -152,14 +167,11 @@ static bool misaligned(const struct step *s)
 /* Acts after the kernel on output `at` by flipping its lowest bit, if the circumstance is there. */
 static bool circumstance(const struct mutant *m, int op, const struct step *s, const struct exec *x)
 {
-    int shared = op_table[op].inplace;
     bool missing = false;
     switch (m->kind) {
     case OUT_THREADS: return pool_threads(x->pool) > 1;
     case OUT_RANDOM: return m->calls % 2 == 1;
-    case OUT_SHARED:
-        return m->at == 0 && shared >= 0 && s->out[0] == s->in[shared] &&
-               !(op_table[op].flags & F_STATE);
+    case OUT_SHARED: return s->out[0] == s->in[op_table[op].inplace];
     case OUT_ALONE:
         for (int i = 0; i < op_table[op].nout; i++) missing = missing || !s->out[i];
         return missing;
@@ -191,7 +203,7 @@ static void after(struct mutant *m, int op, const struct step *s, struct exec *x
         if (s->ws_bytes) ((unsigned char *)s->ws)[s->ws_bytes] ^= 1, done = true;
         break;
     case IN_WRITTEN:
-        if (s->in[m->at] && s->tin[m->at]->count && !(m->state >> m->at & 1))
+        if (s->tin[m->at]->count)
             *(unsigned char *)s->in[m->at] ^= 1, done = true;
         break;
     case OUT_WORKSPACE: done = stale && nudge(s, m->at); break;
