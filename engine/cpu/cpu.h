@@ -17,7 +17,10 @@ struct cpu_level {
     const op_run_fn *table;
 };
 
-/* The best level this machine can run, or the one that GRAFT_CPU names. */
-int cpu_level_pick(struct cpu_level *out, struct err *e);
+/* The levels this machine can run, best first; NULL past the last. The last is "baseline". */
+const struct cpu_level *cpu_level(int i);
+
+/* The level that exec_new_cpu takes: the best, or the one that GRAFT_CPU names. */
+const struct cpu_level *cpu_level_pick(struct err *e);
 
 #endif

@@ -18,25 +18,26 @@ static bool can_run(const struct cpu_level *l)
     return true;
 }
 
-int cpu_level_pick(struct cpu_level *out, struct err *e)
+const struct cpu_level *cpu_level(int i)
+{
+    for (int k = 0; k < LEVELS; k++)
+        if (can_run(&levels[k]) && i-- == 0) return &levels[k];
+    return NULL;
+}
+
+const struct cpu_level *cpu_level_pick(struct err *e)
 {
     const char *want = getenv("GRAFT_CPU");
-    for (int i = 0; i < LEVELS; i++) {
-        if (want && *want && strcmp(want, levels[i].name) != 0) continue;
-        if (!can_run(&levels[i])) {
-            if (want && *want)
-                return err_set(e, E_UNSUPPORTED, "GRAFT_CPU is %s, which this CPU lacks", want);
-            continue;
-        }
-        *out = levels[i];
-        return 0;
-    }
-    return err_set(e, E_ARG, "GRAFT_CPU is \"%s\"; it may be avx2 or baseline", want);
+    if (!want || !*want) return cpu_level(0);
+    for (int i = 0; cpu_level(i); i++)
+        if (!strcmp(want, cpu_level(i)->name)) return cpu_level(i);
+    err_set(e, E_UNSUPPORTED, "GRAFT_CPU is \"%s\", which is not a level of this machine", want);
+    return NULL;
 }
 
 struct exec *exec_new_cpu(int threads, struct err *e)
 {
-    struct cpu_level level;
-    if (cpu_level_pick(&level, e)) return NULL;
-    return exec_new("cpu", level.table, threads ? threads : pool_default_threads(), e);
+    const struct cpu_level *level = cpu_level_pick(e);
+    if (!level) return NULL;
+    return exec_new("cpu", level->table, threads ? threads : pool_default_threads(), e);
 }
