@@ -207,8 +207,8 @@ static void check_param(struct reference *f, const struct param *p)
     for (int probe = 0; probe < 4; probe++) {
         double length = 0, want, got = 0;
         for (int64_t i = 0; i < p->count; i++) {
-            d[i] = probe ? (double)rng_uniform(SEED, RNG_USER + 2, (uint32_t)probe, (uint64_t)i) - 0.5
-                         : (double)p->grad[i];
+            float u = rng_uniform(SEED, RNG_USER + 2, (uint32_t)probe, (uint64_t)i);
+            d[i] = (double)(probe ? u - 0.5f : p->grad[i]);
             length += d[i] * d[i];
         }
         for (int64_t i = 0; i < p->count; i++) {
