@@ -61,6 +61,14 @@ static void plans_match_the_reference(void **state)
     assert_int_equal(e.code, E_OK);
 }
 
+/* Faults test the harness, not the kernels: small samples do. */
+static bool small(const struct op_sample *s)
+{
+    int64_t n = 0;
+    for (int i = 0; i < s->nin; i++) n += s->in[i].count;
+    return n < 20000;
+}
+
 static bool caught(const struct unit *u, struct mutant *m, bool *applied)
 {
     struct op_sample s;
@@ -69,7 +77,7 @@ static bool caught(const struct unit *u, struct mutant *m, bool *applied)
     *applied = false;
     for (int k = 0; !found && sample_make(&s, u->op, k, &e) > 0; k++) {
         *m = (struct mutant){.kind = m->kind, .at = m->at};
-        if (mutant_fits(m, u->op, &s))
+        if (small(&s) && mutant_fits(m, u->op, &s))
             found = kernel_check(&u->bench->tables[0], u->op, &s, m, &e) && m->applied;
         *applied = *applied || m->applied;
         sample_clear(&s);
