@@ -97,14 +97,14 @@ def story(r):
 def quiz(r):
     f = facts(r)
     text = note(f, r)
-    for q, a in r.sample(QUESTIONS, r.randint(2, 4)):
+    for q, a in r.sample(QUESTIONS, r.randint(3, 6)):
         text += f"\nQuestion: {q.format(**f)}\nAnswer: {a.format(**f)}"
     return text
 
 
 def roster(r):
     """Copying practice: who has what, asked again in another order."""
-    people = r.sample(GIRLS + BOYS, r.randint(3, 5))
+    people = r.sample(GIRLS + BOYS, r.randint(3, 6))
     owns = {p: (r.choice(COLOURS), r.choice(THINGS)) for p in people}
     text = " ".join(f"{p} has a {c} {t}." for p, (c, t) in owns.items())
     order = list(people)
@@ -128,7 +128,7 @@ def record(f):
 
 
 def corpus_row(r):
-    return {"text": r.choices((story, quiz, roster, inventory), (4, 4, 2, 1))[0](r)}
+    return {"text": r.choices((story, quiz, roster, inventory), (2, 5, 5, 1))[0](r)}
 
 
 def notes_row(r):
