@@ -22,8 +22,13 @@ static int only_known(const struct form *f, struct err *e)
             return err_param(e, "%.64s", name);
         }
     }
-    if (f->nfile == 1 && str_eq(f->file[0].name, "file")) return 0;
-    err_set(e, E_ARG, "exactly one file is needed, in the field 'file'");
+    const char *filename = f->nfile ? f->file[0].filename : "";
+    if (f->nfile != 1 || !str_eq(f->file[0].name, "file"))
+        err_set(e, E_ARG, "exactly one file is needed, in the field 'file'");
+    else if (strpbrk(filename, "/\\") || str_eq(filename, ".") || str_eq(filename, ".."))
+        err_set(e, E_ARG, "the file name must be a name, not a path");
+    else
+        return 0;
     return err_param(e, "file");
 }
 
