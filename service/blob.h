@@ -1,6 +1,6 @@
-/* blob.h: content-addressed files: DATA/blobs/ab/abcdef... named by SHA-256, immutable, mode 0600.
+/* blob.h: content-addressed files, DATA/blobs/ab/abcdef... named by SHA-256, immutable.
  *
- * A writer spools into DATA/spool while hashing. blob_publish() moves the spool file into place
+ * A writer spools into DATA/spool while hashing. blob_publish() moves the spool file to its place
  * and inserts the row of table `blobs`; rows of other tables that name the hash are its references.
  * Publishing and dropping happen under the store's lock, so an upload of the same bytes can never
  * lose its file to a deletion. A crash leaves at most a file without a row: blob_sweep() removes it.
@@ -40,7 +40,8 @@ void blob_writer_abort(struct blob_writer *w);             /* frees; NULL is fin
 /* Within a transaction, after blob_writer_end: the blob exists once that commits. Does not free
  * w; the spool file is gone from it. */
 int blob_publish(struct blob_writer *w, struct err *e);
-/* Within no transaction: removes the blob if no row refers to it any more. */
+/* Within no transaction: removes row and file if no other row refers to the blob, and a file whose
+ * publication was rolled back. */
 int blob_drop(struct blobs *b, const char *sha256, struct err *e);
 
 int blob_path(const struct blobs *b, const char *sha256, char out[FS_PATH_MAX], struct err *e);

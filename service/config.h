@@ -26,7 +26,7 @@ struct config {
     int64_t job_attempts;          /* the user's budget of crashes and transient errors */
     int64_t poll_ms, lease_s;      /* how often workers are asked, when one counts as lost */
     int64_t retry_ms;              /* first wait before a retry; quadrupled up to 15 min */
-    char worker_path[FS_PATH_MAX]; /* the program started as `PROGRAM worker DIR`; empty: this one */
+    char worker_path[FS_PATH_MAX]; /* run as `PATH worker DIR ...`; empty: this program */
     char log_level[8];
 };
 

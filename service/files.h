@@ -3,6 +3,7 @@
 #define GRAFT_FILES_H
 
 #include "service/blob.h"
+#include "service/queue.h"
 #include "service/service.h"
 
 struct files_new {
@@ -25,5 +26,16 @@ int files_delete(struct service *s, const char *id, struct err *e);
 /* For GET .../content: a descriptor (the caller closes it), its size, and the SHA-256 for ETag. */
 int files_read(struct service *s, const char *id, int *fd, struct blob_info *info, char name[256],
                struct err *e);
+
+/* --- for the rest of service/ --- */
+
+/* engine_check_file with its answer as an error: E_FORMAT and *report (may be NULL). */
+int files_check(struct service *s, const char *path, const char *kind, json_t **report,
+                struct err *e);
+/* Within a transaction: the filled writer as a file with this id. Does not free w. */
+int files_insert(struct service *s, struct blob_writer *w, const char *id,
+                 const struct files_new *n, bool checked, struct err *e);
+/* Deletes files past their time that no open job uses. */
+int files_expire(struct service *s, struct err *e);
 
 #endif

@@ -30,4 +30,11 @@ json_t *jobs_metrics(struct service *s, const char *id, int64_t max_points, stru
 /* engine_plan for a body of POST /v1/plans (same shape as jobs_create's); creates nothing. */
 json_t *jobs_plan(struct service *s, const json_t *body, struct err *e);
 
+/* --- for the rest of service/ --- */
+
+/* At start: job folders without a row, and result folders whose models were deleted. */
+int jobs_sweep(struct service *s, struct err *e);
+/* Looks once more at what a job in `validating` needs and admits it to the queue, or fails it. */
+int jobs_validate(struct service *s, const char *id, struct err *e);
+
 #endif

@@ -21,8 +21,14 @@ struct log_field {
     const char *text; /* NULL: the number counts */
     int64_t number;
 };
-#define LOG_S(key, text) ((struct log_field){(key), (text) ? (text) : "", 0})
-#define LOG_N(key, number) ((struct log_field){(key), NULL, (number)})
+static inline struct log_field LOG_S(const char *key, const char *text)
+{
+    return (struct log_field){key, text ? text : "", 0};
+}
+static inline struct log_field LOG_N(const char *key, int64_t number)
+{
+    return (struct log_field){key, NULL, number};
+}
 #define LOG_FIELDS(...) ((const struct log_field[]){__VA_ARGS__, {NULL, NULL, 0}})
 
 void log_set_level(enum log_level level);

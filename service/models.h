@@ -53,4 +53,17 @@ int models_delete(struct service *s, const char *id, struct err *e);
 
 bool models_id_ok(const char *id);
 
+/* --- for the rest of service/ --- */
+
+struct models_new {
+    const char *id, *kind, *parent, *job_id;
+    const char *dir;      /* absolute, or relative to the data folder */
+    const json_t *info;
+    const json_t *files;  /* as modeldir.h makes it */
+};
+/* Within a transaction. */
+int models_insert(struct service *s, const struct models_new *n, struct err *e);
+/* At start: folders without a row. */
+int models_sweep(struct service *s, struct err *e);
+
 #endif

@@ -61,25 +61,35 @@ struct queue_beat {
 int queue_beat(struct queue *q, const char *id, int attempt, const struct queue_beat *b,
                enum queue_want *want, struct err *e);
 
+/* What is wanted of the running attempt, without renewing anything. */
+int queue_wanted(struct queue *q, const char *id, int attempt, enum queue_want *want,
+                 struct err *e);
+
 struct queue_outcome {
     bool exited;          /* false: killed by `signal`, or vanished without a word (signal 0) */
     int code;             /* the exit contract of engine.h */
     int signal;
-    bool infrastructure;  /* lost through no fault of the job: reboot, server, preemption */
-    int64_t step;         /* the last step known */
+    bool infrastructure;  /* lost through no fault of the job: silence, never started; a worker of
+                             another boot that left no word counts as this by itself */
     int64_t trained_tokens;
     const char *fine_tuned_model; /* both needed for success */
     const json_t *result_files;
     const struct err *error;      /* why, for everything but success; or NULL */
 };
-/* What the attempt came to, in one transaction that the caller may have opened (to add model rows;
- * it must check *state afterwards: they belong to `succeeded` only). */
+/* What the attempt came to, in one transaction; the caller may have opened it to add rows of its
+ * own. *state (a literal) is what the job became: rows of a result belong to "succeeded" only. */
 int queue_finish(struct queue *q, const char *id, int attempt, const struct queue_outcome *o,
                  const char **state, struct err *e);
-/* Running rows whose lease has run out, as {id, attempt}: the caller kills the worker, if it can
- * reach one, and then calls queue_finish with an infrastructure loss. 1, 0 none, -1. */
-int queue_expired(struct queue *q, char id[QUEUE_ID_MAX], int *attempt, struct err *e);
 
+/* Walks rows of one kind in order of creation: *cursor starts at 0. 1, 0 at the end, -1. For
+ * EXPIRED (running, lease run out) the caller kills the worker if it can reach one and then calls
+ * queue_finish with an infrastructure loss. */
+enum queue_kind { QUEUE_VALIDATING, QUEUE_RUNNING, QUEUE_EXPIRED };
+int queue_next(struct queue *q, enum queue_kind kind, int64_t *cursor, char id[QUEUE_ID_MAX],
+               int *attempt, struct err *e);
+
+/* E_NOTFOUND; E_CONFLICT if the state does not allow it. Asking again for what is already so (or
+ * already wanted) succeeds: clients repeat requests whose reply was lost. */
 int queue_cancel(struct queue *q, const char *id, struct err *e);
 int queue_pause(struct queue *q, const char *id, struct err *e);
 int queue_resume(struct queue *q, const char *id, struct err *e);

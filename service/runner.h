@@ -9,6 +9,7 @@
 #include "engine/base/err.h"
 #include "engine/base/fs.h"
 #include "service/queue.h"
+#include "service/wire.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -22,28 +23,32 @@ struct runner_worker {
     char job_dir[FS_PATH_MAX];
     int attempt;
     pid_t pid;
-    int pidfd, channel;  /* -1: none */
-    bool child;          /* ours to reap; an adopted one is not */
-    char line[8192];     /* an unfinished line of the channel */
-    size_t line_len;
-    int64_t started_ms;
+    int pidfd;        /* -1: none */
+    int status;       /* as waitpid gave it; -1: not known (an adopted process tells nobody) */
+    struct wire wire; /* the channel, once the worker listens */
+    bool child;       /* ours to reap; an adopted one is not */
+    bool began;       /* a worker has had this attempt: set by start and adopt */
 };
 
 struct runner_news {
-    bool heard;         /* the worker answered: it is alive and has this attempt */
-    json_t *progress;   /* its newest report, or NULL; the caller releases it */
-    bool ended;         /* the process is gone; */
-    bool exited;        /* it left an exit code (by exit.json or by wait) */
+    json_t *progress; /* what it answered last since the last poll: it is alive; else NULL */
+    bool ended;       /* the process is gone, and then: */
+    bool exited;      /* it left a code (by exit.json or by wait); else `signal`, 0 if unknown */
     int code, signal;
-    json_t *exit_report; /* exit.json, or NULL; the caller releases it */
+    json_t *report;   /* exit.json, or NULL */
 };
+
+void runner_worker_init(struct runner_worker *w);
+void runner_news_clear(struct runner_news *n);
+/* What exit.json says of this attempt, for a process that is gone: fills exited, code, report. */
+int runner_read_exit(const struct runner_worker *w, struct runner_news *n, struct err *e);
 
 struct runner {
     const char *name;
     /* Starts attempt w->attempt in w->job_dir after making sure that no older attempt lives. */
     int (*start)(const struct config *c, struct runner_worker *w, struct err *e);
-    /* Finds a living worker of exactly this attempt: 1 adopted, 0 there is none (any older one
-     * has been killed), -1. */
+    /* Finds a living worker of exactly this attempt: 1 adopted, 0 there is none (one of another
+     * attempt has been killed), -1. */
     int (*adopt)(const struct config *c, struct runner_worker *w, struct err *e);
     int (*poll)(struct runner_worker *w, enum queue_want want, struct runner_news *n,
                 struct err *e);

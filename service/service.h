@@ -13,6 +13,7 @@
 #define GRAFT_SERVICE_H
 
 #include "engine/base/err.h"
+#include "engine/base/fs.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -42,7 +43,9 @@ struct service {
     struct blobs *blobs;
     struct queue *queue;
     struct supervisor *supervisor; /* NULL until service_start */
+    char data_dir[FS_PATH_MAX];    /* absolute, links resolved */
     int lock_fd;
+    int64_t started_ms;            /* boot clock */
 };
 
 /* Borrows config and engine until service_close. */
@@ -72,6 +75,13 @@ struct idem {
     char request_sha256[65]; /* of method, path and body (of an upload: fields and content) */
 };
 
+/* Appends v (taken, may be NULL: then *e is already set). */
+int service_append(json_t *list, json_t *v, struct err *e);
+/* {"object": "list", "data", "first_id", "last_id", "has_more"}; takes data (NULL: *e is set). */
+json_t *service_list(json_t *data, bool more, struct err *e);
+/* DATA/jobs/<id>: where a job's folder is, whether it exists or not. */
+int service_job_dir(const struct service *s, const char *job_id, char out[FS_PATH_MAX],
+                    struct err *e);
 /* `prefix` and 24 random characters [a-z0-9]: "ftjob-...". out must hold prefix + 25 bytes. */
 int service_new_id(char *out, size_t cap, const char *prefix, struct err *e);
 

@@ -29,6 +29,9 @@ void store_close(struct store *s); /* NULL is fine; outstanding transactions are
 int store_begin(struct store *s, struct err *e);  /* on failure the lock is not held */
 int store_commit(struct store *s, struct err *e); /* on failure rolled back; ends it either way */
 void store_rollback(struct store *s);
+/* Holds everybody else off across several transactions; nests. */
+void store_lock(struct store *s);
+void store_unlock(struct store *s);
 
 /* binds: one letter per ? of the statement: t text (const char *, NULL is NULL), i int64_t,
  * r double, j json_t * as compact text (NULL is NULL). */
