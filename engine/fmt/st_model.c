@@ -241,15 +241,12 @@ int st_write_model(const struct st_model *m, struct err *e)
         int end = begin;
         while (end < m->n && shard[end] == s) end++;
         shard_name(name, s, shards);
-        if (write_shard(m, name, begin, end, e)) goto fail;
+        if (write_shard(m, name, begin, end, e)) goto out;
         begin = end;
     }
-    if (shards > 1 && write_index(m, shard, shards, total, e)) goto fail;
-    rc = 0;
-    goto out;
-fail:
-    remove_all(m, shards);
+    rc = shards > 1 ? write_index(m, shard, shards, total, e) : 0;
 out:
+    if (rc) remove_all(m, shards);
     mem_free(shard);
     return rc;
 }
