@@ -34,8 +34,8 @@ int session_ready(struct session *s, const char *adapter_dir, struct err *e)
 
 void session_close(struct session *s)
 {
-    graphs_clear(&s->graphs);
     exec_free(s->exec);
+    graphs_clear(&s->graphs);
     method_end(&s->adapt);
     tok_free(s->tok);
     model_free(s->model);
