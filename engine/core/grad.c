@@ -77,18 +77,18 @@ static bool owned(const struct pass *g, int grad)
     return holders == 1;
 }
 
-/* Whether the node that makes c can write elsewhere instead, because nobody else uses c. `from`:
- * the first node that may be changed; din: all contributions of the rule that made c. */
+/* Whether the node that makes c can write into target instead: nobody else uses c, and target is
+ * there by then (a sum of the same rule's other contributions comes later). `from`: the first node
+ * that may be changed; din: all contributions of the rule that made c. */
 static bool movable(const struct pass *g, int c, int from, const int *din, int target)
 {
     const struct tape *t = g->t;
     int made_by = t->tensors[c].producer, uses = 0;
     if (t->tensors[c].view_of >= 0 || made_by < from) return false;
+    if (t->tensors[tape_root(t, target)].producer >= made_by) return false;
     const struct node *maker = &t->nodes[made_by];
     if (!(op_table[maker->op].flags & F_ACCUM)) return false;
     for (int i = 0; i < NODE_IN; i++) uses += din[i] >= 0 && tape_root(t, din[i]) == c;
-    for (int k = 0; k < maker->nin; k++)
-        if (tape_root(t, maker->in[k]) == tape_root(t, target)) return false;
     for (int i = made_by + 1; i < t->nnodes; i++)
         for (int k = 0; k < t->nodes[i].nin; k++)
             uses += tape_root(t, t->nodes[i].in[k]) == c;

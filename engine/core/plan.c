@@ -222,7 +222,6 @@ static int by_size(const void *va, const void *vb)
 {
     const struct block *a = *(struct block *const *)va, *b = *(struct block *const *)vb;
     if (a->size != b->size) return a->size < b->size ? 1 : -1;
-    if (a->first != b->first) return a->first < b->first ? -1 : 1;
     return a->id < b->id ? -1 : 1;
 }
 

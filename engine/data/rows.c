@@ -1,6 +1,7 @@
 #include "engine/data/rows.h"
 
 #include "engine/base/jx.h"
+#include "engine/base/mem.h"
 #include "engine/base/str.h"
 
 #include <stdarg.h>
@@ -268,10 +269,11 @@ static size_t too_deep(const char *s, size_t n)
     return n;
 }
 
-/* *out stays NULL if the line is not JSON, which has then been reported. */
+/* *out stays NULL if the line is not JSON, which has then been reported. The caller owns *out. */
 static int parse(struct look *k, json_t **out)
 {
     const struct jsonl_line *l = k->line;
+    int64_t failures = mem_failures();
     json_error_t je;
     if (l->too_long) return report(k, 1, "", "the line is longer than 4 MiB");
     size_t bad = str_utf8_bad(l->text, l->n), deep;
@@ -285,12 +287,11 @@ static int parse(struct look *k, json_t **out)
     /* Integers as reals: an id of 20 digits is nobody's mistake. */
     *out = json_loadb(l->text, l->n,
                       JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &je);
-    if (*out) return 0;
-    enum json_error_code code = json_error_code(&je);
-    if (code == json_error_out_of_memory)
+    if (mem_failures() != failures)
         return err_set(k->e, E_NOMEM, "out of memory while reading line %lld",
                        (long long)l->number);
-    if (code == json_error_null_character)
+    if (*out) return 0;
+    if (json_error_code(&je) == json_error_null_character)
         return report(k, je.position, "", "\\u0000 is not allowed");
     return report(k, je.position, "", "not JSON: %s", je.text);
 }

@@ -1,7 +1,7 @@
 /* Cross entropy fused with the output layer: logits exist only tile by tile. */
 #include "engine/op/op_rules.h"
 
-enum { TILE = 128 }; /* rows of logits that one thread holds */
+enum { TILE = 128, SCRATCH = 1 << 20 }; /* rows of logits, and bytes of scratch, per thread */
 
 int shape_linear_ce(const void *attrs, const struct tensor *const *in, struct tensor *out,
                     struct err *e)
@@ -17,8 +17,11 @@ void cost_linear_ce(const void *attrs, const struct tensor *const *in,
     int64_t N = in[0]->shape[0], V = in[1]->shape[0];
     double products = 1 + !!out[1] + !!out[2], C = (double)in[0]->shape[1];
     rules_cost((double)N * (double)V * (2 * C * products + 4), in, out, c);
-    int64_t tile = (N < TILE ? N : TILE) * V * (int64_t)sizeof(float);
-    c->ws_bytes = threads * ((tile + 255) & ~(int64_t)255);
+    /* Per thread its scratch, the logits of a tile, its gathered rows of x and of dx; then a
+     * loss and a count per tile, and the list of rows that have a target. */
+    int64_t rows = N < TILE ? N : TILE;
+    int64_t slot = SCRATCH + rows * (V + 2 * in[0]->shape[1]) * (int64_t)sizeof(float);
+    c->ws_bytes = threads * ((slot + 255) & ~(int64_t)255) + 16 * (N / TILE + 1) + 4 * N;
 }
 
 static int times(struct tape *t, int x, int dy)

@@ -198,6 +198,37 @@ static void json_limits_and_errors(void **state)
     json_decref(o);
 }
 
+static void json_is_whole_or_out_of_memory(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"a key that is longer than a first buffer\": [\"and its value\", "
+                               "1, 2.5, true, null], \"b\": {\"c\": \"d\"}}";
+    struct err e = ERR_INIT;
+    mem_hook_libraries();
+    json_t *o = jx_parse(text, sizeof text - 1, &e);
+    char *whole = jx_dump(o, &e);
+    json_decref(o);
+    for (int n = 1, done = 0; !done; n++) {
+        size_t before = mem_live();
+        char *again = NULL;
+        fault_arm(FAULT_MEM, n, false);
+        json_t *top = NULL;
+        o = jx_parse(text, sizeof text - 1, &e);
+        if (o) top = jx_pack(&e, "{s:O, s:s}", "in", o, "key", "value");
+        if (top) again = jx_dump(o, &e);
+        done = fault_count(FAULT_MEM) < n;
+        fault_arm(FAULT_MEM, 0, false);
+        if (again) assert_string_equal(again, whole);
+        else assert_int_equal(e.code, E_NOMEM);
+        assert_true(!done || again);
+        mem_free(again);
+        json_decref(top);
+        json_decref(o);
+        assert_int_equal(mem_live(), before);
+    }
+    mem_free(whole);
+}
+
 static void a_published_file_is_whole_or_absent(void **state)
 {
     (void)state;
@@ -308,6 +339,7 @@ int main(void)
         cmocka_unit_test(normals_have_the_moments_of_normals),
         cmocka_unit_test(hashes_match_known_answers),
         cmocka_unit_test(json_limits_and_errors),
+        cmocka_unit_test(json_is_whole_or_out_of_memory),
         cmocka_unit_test(a_published_file_is_whole_or_absent),
         cmocka_unit_test(a_published_folder_notices_every_change),
         cmocka_unit_test(unsafe_names_are_refused),

@@ -337,6 +337,63 @@ static void a_scaled_loss_scales_the_ready_made_gradients(void **state)
     params_clear(&ps);
 }
 
+static void a_ready_made_gradient_that_others_read_stays_where_it_is(void **state)
+{
+    (void)state;
+    struct tape *t = new_tape();
+    struct params ps;
+    struct err e = ERR_INIT;
+    params_init(&ps);
+    struct param *w = params_add(&ps, "w", PARAM_TRAINABLE, 2, (int64_t[]){10, 4}, &e);
+    int x = tape_input(t, "x", DT_F32, 2, (int64_t[]){6, 4});
+    int target = tape_input(t, "target", DT_I32, 1, (int64_t[]){6});
+    int weight = tape_input(t, "weight", DT_F32, 1, (int64_t[]){1});
+    int data = tape_param(t, w, SLOT_DATA), dw;
+    int loss = op_linear_ce(t, x, data, target, weight, NULL);
+    assert_int_equal(tape_grad(t, loss, weight, &data, 1, &dw, &e), 0);
+    assert_int_equal(t->nodes[t->tensors[dw].producer].op, OP_SCALE);
+    int ready = t->nodes[0].out[2];
+    assert_int_equal(tape_backward(t, loss, &e), 0);
+    assert_int_equal(t->nodes[0].out[2], ready);
+    assert_int_equal(writers(t, w), 1);
+    tape_free(t);
+    params_clear(&ps);
+}
+
+static void the_residual_stream_is_added_up_in_place(void **state)
+{
+    (void)state;
+    for (int rank = 0; rank <= 4; rank += 4) {
+        struct toy_llama m;
+        struct toy_config c = small;
+        c.rank = rank;
+        record(&m, c);
+        assert_int_equal(count(m.tape, OP_ADD), 0);
+        toy_llama_clear(&m);
+    }
+}
+
+static void a_gradient_belongs_to_the_phase_of_its_node_and_to_no_segment(void **state)
+{
+    (void)state;
+    struct tape *t = new_tape();
+    struct err e = ERR_INIT;
+    int x = tape_input(t, "x", DT_F32, 1, (int64_t[]){4}), dx;
+    int y = op_swiglu(t, x, x);
+    tape_set_phase(t, PHASE_UPDATE);
+    tape_segment_begin(t);
+    assert_int_equal(tape_grad(t, y, x, &x, 1, &dx, &e), 0);
+    assert_int_equal(t->nnodes, 3); /* swiglu, swiglu_bwd, add of both contributions */
+    for (int i = 1; i < 3; i++) {
+        assert_int_equal(t->nodes[i].phase, PHASE_STEP);
+        assert_int_equal(t->nodes[i].segment, 0);
+        assert_true(t->nodes[i].backward);
+    }
+    assert_int_equal(t->phase, PHASE_UPDATE);
+    assert_int_equal(t->segment, 1);
+    tape_free(t);
+}
+
 static void what_cannot_be_differentiated_is_refused(void **state)
 {
     (void)state;
@@ -445,6 +502,9 @@ int main(void)
         cmocka_unit_test(the_first_writer_of_a_gradient_overwrites_and_later_ones_add),
         cmocka_unit_test(two_losses_on_one_head_are_ordered_by_execution),
         cmocka_unit_test(a_scaled_loss_scales_the_ready_made_gradients),
+        cmocka_unit_test(a_ready_made_gradient_that_others_read_stays_where_it_is),
+        cmocka_unit_test(the_residual_stream_is_added_up_in_place),
+        cmocka_unit_test(a_gradient_belongs_to_the_phase_of_its_node_and_to_no_segment),
         cmocka_unit_test(what_cannot_be_differentiated_is_refused),
         cmocka_unit_test(an_independent_tensor_has_no_gradient),
         cmocka_unit_test(every_failing_allocation_is_reported_and_leaks_nothing),
