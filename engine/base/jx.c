@@ -36,6 +36,12 @@ static int check_depth(const char *s, size_t n, struct err *e)
 
 json_t *jx_parse(const char *text, size_t n, struct err *e)
 {
+    /* jansson passes over a NUL behind a number. */
+    const char *nul = memchr(text, 0, n);
+    if (nul) {
+        err_set(e, E_FORMAT, "byte %zu is NUL", (size_t)(nul - text));
+        return NULL;
+    }
     if (check_depth(text, n, e)) return NULL;
     int64_t failures = mem_failures();
     json_error_t je;
