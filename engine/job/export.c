@@ -247,9 +247,10 @@ static int write_json(const struct exporter *x, const char *name, const json_t *
 {
     char path[FS_PATH_MAX];
     int rc = -1;
-    char *text = jx_dump_pretty(v, e);
-    if (text && !fs_join(path, x->tmp, name, e))
-        rc = fs_write_file(path, text, strlen(text), e);
+    char *text = jx_dump_pretty(v, e), *line = text ? mem_printf(e, "%s\n", text) : NULL;
+    if (line && !fs_join(path, x->tmp, name, e))
+        rc = fs_write_file(path, line, strlen(line), e);
+    mem_free(line);
     mem_free(text);
     return rc;
 }

@@ -1,7 +1,6 @@
 #include "engine/job/schedule.h"
 
 #include "engine/base/rng.h"
-#include "engine/base/str.h"
 #include "engine/method/settings.h"
 
 #include <math.h>
@@ -16,7 +15,6 @@ static int64_t ceil_div(int64_t a, int64_t b)
 
 void schedule_init(struct schedule *s, const json_t *settings, int64_t rows, uint64_t seed)
 {
-    const char *kind = settings_str(settings, "lr_scheduler");
     *s = (struct schedule){
         .rows = rows,
         .batch = settings_int(settings, "batch_size"),
@@ -24,13 +22,11 @@ void schedule_init(struct schedule *s, const json_t *settings, int64_t rows, uin
         .eval_every = settings_int(settings, "eval_steps"),
         .checkpoint_every = settings_int(settings, "checkpoint_steps"),
         .warmup = settings_int(settings, "warmup_steps"),
-        .kind = str_eq(kind, "cosine")   ? SCHEDULE_COSINE
-                : str_eq(kind, "linear") ? SCHEDULE_LINEAR
-                                         : SCHEDULE_CONSTANT,
         .peak = settings_real(settings, "learning_rate") *
                 settings_real(settings, "learning_rate_multiplier"),
         .seed = seed,
     };
+    sched_parse(settings_str(settings, "lr_scheduler"), &s->kind);
     s->steps_per_epoch = ceil_div(rows, s->batch * s->accumulate);
     s->total = settings_int(settings, "max_steps");
     if (!s->total) s->total = s->steps_per_epoch * settings_int(settings, "n_epochs");
@@ -42,12 +38,7 @@ void schedule_init(struct schedule *s, const json_t *settings, int64_t rows, uin
 
 double schedule_lr(const struct schedule *s, int64_t step)
 {
-    if (step < s->warmup) return s->peak * (double)step / (double)s->warmup;
-    if (s->kind == SCHEDULE_CONSTANT) return s->peak;
-    int64_t rest = s->total - s->warmup;
-    double done = (double)(step - s->warmup) / (double)(rest > 0 ? rest : 1);
-    if (s->kind == SCHEDULE_LINEAR) return s->peak * fmax(0.0, 1.0 - done);
-    return s->peak * fmax(0.0, 0.5 * (1.0 + cos(3.14159265358979323846 * done)));
+    return s->peak * sched_factor(s->kind, step, s->total, s->warmup);
 }
 
 int64_t schedule_rows(const struct schedule *s, int64_t step, int64_t *rows)

@@ -5,10 +5,10 @@
 #ifndef GRAFT_SCHEDULE_H
 #define GRAFT_SCHEDULE_H
 
+#include "engine/opt/sched.h"
+
 #include <jansson.h>
 #include <stdint.h>
-
-enum schedule_kind { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT };
 
 struct schedule {
     int64_t rows, batch, accumulate;
@@ -16,13 +16,13 @@ struct schedule {
     int64_t total;             /* optimiser steps */
     int64_t eval_every, checkpoint_every; /* steps, >= 1 */
     int64_t warmup;
-    enum schedule_kind kind;
+    enum sched kind;
     double peak;               /* learning rate */
     uint64_t seed;
 };
 
 void schedule_init(struct schedule *s, const json_t *settings, int64_t rows, uint64_t seed);
-/* Learning rate of step (0-based), as transformers' schedules compute it. */
+/* Learning rate of step (0-based). */
 double schedule_lr(const struct schedule *s, int64_t step);
 /* The rows of a step in order; returns how many. rows[] has room for batch * accumulate. */
 int64_t schedule_rows(const struct schedule *s, int64_t step, int64_t *rows);

@@ -192,7 +192,7 @@ static enum engine_exit loop(struct trainer *t, struct err *e)
         }
         if (one_step(t, e)) return run_exit_code(e);
     }
-    return EXIT_DONE;
+    return run_samples(r, "after", e) ? run_exit_code(e) : EXIT_DONE;
 }
 
 enum engine_exit train_run(struct run *r, struct err *e)
