@@ -2,7 +2,8 @@
 # make lint TIDY=1 adds a subset of clang-tidy, which takes a minute or more.
 TIDY_CHECKS := -*,bugprone-infinite-loop,bugprone-suspicious-mem*,$\
                bugprone-suspicious-semicolon,bugprone-integer-division,bugprone-macro-repeated*,$\
-               bugprone-undefined-memory-manipulation,clang-analyzer-core.*,-clang-analyzer-core.NullDereference,$\
+               bugprone-undefined-memory-manipulation,clang-analyzer-core.*,$\
+               -clang-analyzer-core.NullDereference,$\
                clang-analyzer-deadcode.*,clang-analyzer-unix.*
 LINT_SRC := $(wildcard engine/*/*.c service/*.c handlers/*.c)
 
