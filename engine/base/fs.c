@@ -100,6 +100,12 @@ int fs_rename(const char *from, const char *to, struct err *e)
     return 0;
 }
 
+int fs_link(const char *from, const char *to, struct err *e)
+{
+    if (fault_hit(FAULT_FILE) || link(from, to)) return err_sys(e, "cannot link %s to %s", from, to);
+    return 0;
+}
+
 int fs_unlink(const char *path, struct err *e)
 {
     if (fault_hit(FAULT_FILE) || (unlink(path) && errno != ENOENT))

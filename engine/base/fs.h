@@ -29,6 +29,7 @@ bool fs_exists(const char *path);
 bool fs_is_dir(const char *path);
 int fs_mkdirs(const char *path, struct err *e);   /* like mkdir -p, mode 0700 */
 int fs_rename(const char *from, const char *to, struct err *e);
+int fs_link(const char *from, const char *to, struct err *e); /* a second name of the same bytes */
 int fs_unlink(const char *path, struct err *e);   /* a missing file is fine */
 int fs_rmtree(const char *path, struct err *e);   /* never follows links; missing is fine */
 int fs_sync_dir(const char *path, struct err *e);

@@ -36,12 +36,19 @@ static int check_depth(const char *s, size_t n, struct err *e)
 
 json_t *jx_parse(const char *text, size_t n, struct err *e)
 {
+    /* jansson passes over a NUL behind a number. */
+    const char *nul = memchr(text, 0, n);
+    if (nul) {
+        err_set(e, E_FORMAT, "byte %zu is NUL", (size_t)(nul - text));
+        return NULL;
+    }
     if (check_depth(text, n, e)) return NULL;
     int64_t failures = mem_failures();
     json_error_t je;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
-    /* jansson does not look whether a string could grow: it may lose a byte and go on. */
-    bool starved = mem_failures() != failures;
+    /* mem.h: what was refused meanwhile was counted, not carried out. */
+    bool starved = mem_failures() != failures ||
+                   (!v && json_error_code(&je) == json_error_out_of_memory);
     if (v && !starved) return v;
     json_decref(v);
     if (starved)
@@ -69,7 +76,6 @@ static char *dump(const json_t *v, size_t flags, struct err *e)
 {
     int64_t failures = mem_failures();
     char *s = json_dumps(v, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
-    /* The same when writing: a key may be missing from the text. */
     if (s && mem_failures() == failures) return s;
     mem_free(s);
     err_set(e, E_NOMEM, "out of memory while writing JSON");
@@ -95,7 +101,7 @@ json_t *jx_pack(struct err *e, const char *fmt, ...)
     json_t *v = json_vpack_ex(&je, 0, fmt, ap);
     va_end(ap);
     if (!v) {
-        bool oom = mem_failures() != failures; /* jansson would often say nothing */
+        bool oom = mem_failures() != failures;
         err_set(e, oom ? E_NOMEM : E_BUG, "building JSON: %s", oom ? "out of memory" : je.text);
     }
     return v;

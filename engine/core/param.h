@@ -1,7 +1,8 @@
 /* param.h: tensors that outlive a step: weights, adapters, optimiser moments, caches.
  *
  * A frozen weight is read in place from its mapped file (f32, bf16 or f16); it has no gradient
- * and no moments. A frozen parameter without a source (a table that its maker fills) owns f32. A trainable parameter owns an f32 master, an f32 gradient and its moments.
+ * and no moments; without a source (a table that its maker fills) it owns f32 data. A trainable
+ * parameter owns an f32 master, an f32 gradient and its moments.
  * A state parameter (a KV cache, a running average) owns f32 data that steps may write.
  * Storage is allocated by params_alloc(), one slab per call, never during training. What has
  * storage keeps it until params_clear(): addresses are stable.

@@ -287,7 +287,6 @@ static int parse(struct look *k, json_t **out)
     /* Integers as reals: an id of 20 digits is nobody's mistake. */
     *out = json_loadb(l->text, l->n,
                       JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &je);
-    /* Without memory jansson may lose a byte of a string and say nothing (jx.c). */
     if (mem_failures() != failures)
         return err_set(k->e, E_NOMEM, "out of memory while reading line %lld",
                        (long long)l->number);

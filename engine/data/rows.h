@@ -6,7 +6,8 @@
  *
  * Fields of a row that no shape knows are left alone (datasets carry ids and sources); unknown
  * fields of a message, and tool definitions, would change what is trained and are problems.
- * Columns are bytes from the start of the line, counted from 1.
+ * Columns are bytes from the start of the line, counted from 1: where the value at fault begins, or
+ * where the JSON parser stopped.
  */
 #ifndef GRAFT_ROWS_H
 #define GRAFT_ROWS_H

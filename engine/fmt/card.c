@@ -53,7 +53,8 @@ static void put_text(struct buf *b, const char *s)
     size_t digits = strspn(s, "0123456789");
     for (size_t i = 0; s[i]; i++) {
         unsigned char c = (unsigned char)s[i];
-        bool leads = (i == 0 && strchr("-+=", c)) || (i == digits && i > 0 && strchr(".)", c));
+        bool item = i == digits && i > 0 && strchr(".)", c) && (!s[i + 1] || s[i + 1] == ' ');
+        bool leads = item || (i == 0 && strchr("-+=", c));
         bool link = (c == ':' && s[i + 1] == '/') || c == '@' ||
                     (c == '.' && i > 0 && (s[i - 1] | 32) == 'w');
         if (c < 0x20 || c == 0x7f)

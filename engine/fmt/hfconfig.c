@@ -173,7 +173,6 @@ static int read_rope_object(struct hf_config *c, json_t *r, struct err *e)
 {
     const char *type = "default";
     double part = 1;
-    if (!json_is_object(r)) return wrong(e, "", "must be an object");
     if (check_rope_keys(r, e) || jx_opt_str(r, "type", &type, e) ||
         jx_opt_str(r, "rope_type", &type, e) ||
         jx_opt_real(r, "rope_theta", 1, 1e12, &c->rope_theta, e) ||
@@ -195,6 +194,7 @@ static int read_rope(struct hf_config *c, const json_t *o, struct err *e)
     /* Where both are given, transformers lets the older name win. */
     const char *outer = given(o, "rope_scaling") ? "rope_scaling" : "rope_parameters";
     double part = 1;
+    json_t *r;
     c->rope_theta = 10000;
     c->rope_factor = 1;
     if (jx_opt_real(o, "rope_theta", 1, 1e12, &c->rope_theta, e) ||
@@ -202,7 +202,8 @@ static int read_rope(struct hf_config *c, const json_t *o, struct err *e)
         return -1;
     if (part < 1) return unsupported(e, "partial_rotary_factor", "must be 1");
     if (!given(o, outer)) return 0;
-    return read_rope_object(c, json_object_get(o, outer), e) ? inside(e, outer) : 0;
+    if (jx_object(o, outer, &r, e)) return -1;
+    return read_rope_object(c, r, e) ? inside(e, outer) : 0;
 }
 
 static int check_layer_types(const struct hf_config *c, const json_t *o, struct err *e)

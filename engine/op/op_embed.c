@@ -48,13 +48,13 @@ int shape_embed_dw(const void *attrs, const struct tensor *const *in, struct ten
     return scatter("i:N f:NC > f:VC", 'V', attrs, in, out, e);
 }
 
-/* Workspace: the ids in sorted order, and a count per row. */
+/* Workspace: the ids in sorted order, and where each row's ids begin and end. */
 void cost_embed_dw(const void *attrs, const struct tensor *const *in,
                    const struct tensor *const *out, int threads, struct op_cost *c)
 {
     (void)threads;
     rules_cost((double)in[1]->count, in, out, c);
-    c->ws_bytes = 8 * in[0]->count + 8 * ((const struct attrs_rows *)attrs)->rows;
+    c->ws_bytes = 8 * (in[0]->count + ((const struct attrs_rows *)attrs)->rows + 1);
 }
 
 int shape_rows(const void *attrs, const struct tensor *const *in, struct tensor *out,

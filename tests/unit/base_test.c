@@ -48,6 +48,23 @@ static void wrapped_errors_keep_the_cause(void **state)
     assert_true(str_starts(e.where, "base_test.c:"));
 }
 
+static void messages_are_one_line_of_utf8(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    err_set(&e, E_FORMAT, "a\nb\x7f\xc2\x9b '%.3s' \xff\xc3!", "x\xc3\xa9\xc3\xa9");
+    assert_string_equal(e.msg, "a b    'x\xc3\xa9' ?\?!");
+    err_set(&e, E_FORMAT, "%.2s|", "x\xc3\xa9");
+    assert_string_equal(e.msg, "x?|");
+    err_param(&e, "%.2s", "\xf0\x9f\x98\x80");
+    assert_string_equal(e.param, "??");
+    for (int n = 470; n < 485; n++) { /* cut at the end of the buffer, inside a character */
+        err_set(&e, E_FORMAT, "%*s\xf0\x9f\x98\x80", n, "");
+        err_wrap(&e, "\xe2\x82\xac");
+        assert_int_equal(str_utf8_bad(e.msg, strlen(e.msg)), strlen(e.msg));
+    }
+}
+
 static void the_nth_allocation_fails_and_only_it(void **state)
 {
     (void)state;
@@ -181,6 +198,8 @@ static void json_limits_and_errors(void **state)
     assert_null(jx_parse("{\"a\":1,\n \"a\":2}", 15, &e));
     assert_non_null(strstr(e.msg, "line 2"));
     assert_null(jx_parse("{\"a\": \"\\u0000\"}", 14, &e));
+    assert_null(jx_parse("[1\0]", 4, &e));
+    assert_int_equal(e.code, E_FORMAT);
     static const char text[] = "{\"n\": 3, \"s\": \"[[[[\", \"x\": 2.5, \"z\": null}";
     json_t *o = jx_parse(text, sizeof text - 1, &e);
     assert_non_null(o);
@@ -331,6 +350,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrapped_errors_keep_the_cause),
+        cmocka_unit_test(messages_are_one_line_of_utf8),
         cmocka_unit_test(the_nth_allocation_fails_and_only_it),
         cmocka_unit_test(arenas_and_buffers_stop_at_their_cap),
         cmocka_unit_test(utf8_is_checked_by_the_table),

@@ -213,8 +213,8 @@ static void engine_step(struct engine *m, struct graph *g, const float *x, const
                         int micro)
 {
     struct err e = ERR_INIT;
-    if (exec_write(m->x, g->x, x, 4 * COUNT, &e) || exec_write(m->x, g->pick, pick, 4 * COUNT, &e) ||
-        exec_run(m->x, PHASE_STEP, micro, &e))
+    if (exec_write(m->x, g->x, x, 4 * COUNT, &e) ||
+        exec_write(m->x, g->pick, pick, 4 * COUNT, &e) || exec_run(m->x, PHASE_STEP, micro, &e))
         fail_msg("seed %d: %s", (int)g->seed, e.msg);
 }
 

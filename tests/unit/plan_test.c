@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "engine/base/clock.h"
+#include "engine/base/rng.h"
 #include "engine/core/plan.h"
 #include "engine/op/op.h"
 #include "tests/lib/toy_llama.h"
@@ -159,6 +160,37 @@ static void no_step_finds_its_operands_overwritten(void **state)
     }
 }
 
+/* A model of random size and kind, small enough to simulate. */
+static struct toy_config random_model(uint32_t k)
+{
+    int r[10];
+    for (int i = 0; i < 10; i++)
+        r[i] = (int)(rng_u32(1, RNG_USER, k, (uint64_t)i) & 0xffff);
+    int heads = 1 << r[0] % 3, width = heads * 2 * (2 << r[1] % 4);
+    return (struct toy_config){.layers = 1 + r[2] % 6, .width = width, .heads = heads,
+                               .kv_heads = r[3] % 2 ? heads : 1, .ffn = width * (1 + r[4] % 4),
+                               .vocab = 3 + r[5] % 900, .batch = 1 + r[6] % 3,
+                               .time = 1 + r[7] % 90, .rank = r[8] % 2 * (1 + r[8] % 17),
+                               .train = r[9] % 4 > 0, .tied = r[9] % 8 > 3,
+                               .dropout = r[2] % 2 ? 0.1f : 0.0f};
+}
+
+static void models_of_any_size_are_placed_well_and_without_overlap(void **state)
+{
+    (void)state;
+    double worst = 1;
+    for (uint32_t k = 0; k < 120; k++) {
+        struct toy_llama m;
+        struct plan *p = plan_of(&m, random_model(k));
+        double ratio = (double)p->report.step_bytes / (double)p->report.lower_bound;
+        check_bytes(p);
+        if (ratio > worst) worst = ratio;
+        drop(p, &m);
+    }
+    print_message("120 models: at worst %.4f x lower bound\n", worst);
+    assert_true(worst <= 1.10);
+}
+
 /* ---- size ----------------------------------------------------------------------------------- */
 
 static void peak_is_within_a_tenth_of_the_lower_bound(void **state)
@@ -219,7 +251,8 @@ static void evaluation_asks_for_no_gradient_outputs(void **state)
     struct plan *p = plan_of(&m, small);
     for (int i = 0; i < p->nsteps; i++) {
         const struct node *n = &m.tape->nodes[p->steps[i].node];
-        if (n->op == OP_RMSNORM || n->op == OP_ATTN) assert_int_equal(p->places[n->out[1]].first, -1);
+        if (n->op == OP_RMSNORM || n->op == OP_ATTN)
+            assert_int_equal(p->places[n->out[1]].first, -1);
         if (n->op != OP_LINEAR_CE) continue;
         assert_int_equal(p->places[n->out[1]].first, -1); /* dx */
         assert_int_equal(p->places[n->out[2]].first, -1); /* dw */
@@ -418,6 +451,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_step_finds_its_operands_overwritten),
+        cmocka_unit_test(models_of_any_size_are_placed_well_and_without_overlap),
         cmocka_unit_test(peak_is_within_a_tenth_of_the_lower_bound),
         cmocka_unit_test(a_model_of_24_layers_is_planned_in_100_ms),
         cmocka_unit_test(evaluation_asks_for_no_gradient_outputs),

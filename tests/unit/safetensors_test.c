@@ -216,7 +216,8 @@ static void malformed_lengths_are_refused(void **state)
         {"\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10, E_FORMAT, "but only 2 follow"},
         {"\0\0\0\0\0\0\0\x02{}", 10, E_FORMAT, "but only 2 follow"},
         {"\1\0\0\0\0\0\0\0{}", 10, E_FORMAT, "header: line 1"},
-        {"\3\0\0\0\0\0\0\0{}\0", 11, E_FORMAT, "end of file expected"},
+        {"\3\0\0\0\0\0\0\0{}\0", 11, E_FORMAT, "byte 2 is NUL"},
+        {"\7\0\0\0\0\0\0\0{\"a\":1\0}", 16, E_FORMAT, "is NUL"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         put_file("f.safetensors", rows[i].bytes, rows[i].n);

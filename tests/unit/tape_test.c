@@ -1,4 +1,4 @@
-/* engine/core/tape and grad: what is recorded, what is refused, and which gradients are asked for. */
+/* engine/core/tape and grad: what is recorded, what is refused, which gradients are asked for. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -154,7 +154,8 @@ static void views_share_storage_and_keep_the_count(void **state)
     struct tape *t = new_tape();
     struct err e = ERR_INIT;
     int x = tape_input(t, "x", DT_F32, 2, (int64_t[]){4, 8});
-    int v = tape_reshape(t, x, 3, (int64_t[]){2, 2, 8}), vv = tape_reshape(t, v, 1, (int64_t[]){32});
+    int v = tape_reshape(t, x, 3, (int64_t[]){2, 2, 8});
+    int vv = tape_reshape(t, v, 1, (int64_t[]){32});
     assert_int_equal(tape_reshape(t, x, 2, (int64_t[]){4, 8}), x);
     assert_int_equal(tape_root(t, vv), x);
     assert_int_equal(t->tensors[vv].view_of, x);
