@@ -376,7 +376,8 @@ static int refuse_network(const char *path, struct err *e)
     for (size_t i = 0; i < sizeof magics / sizeof *magics; i++)
         if ((unsigned)st.f_type == (unsigned)magics[i])
             return err_set(e, E_UNSUPPORTED,
-                           "%s is on a network file system; the data folder needs a local one", dir);
+                           "%s is on a network file system; the data folder needs a local one",
+                           dir);
     return 0;
 }
 
