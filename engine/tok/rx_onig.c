@@ -92,7 +92,7 @@ static bool hex(char c)
     return c && strchr("0123456789abcdefABCDEF", c);
 }
 
-/* \xHH, \x{H...}, \uHHHH. */
+/* \xHH (a byte: below 0x80 it is a character), \x{H...}, \uHHHH. */
 static int number(struct onig *o, char kind)
 {
     char digits[9];
@@ -106,6 +106,8 @@ static int number(struct onig *o, char kind)
     digits[n] = 0;
     if (n == 0 || (kind == 'u' && n < 4) || (braces && *o->p++ != '}'))
         return refuse(o, "a broken code point");
+    if (kind == 'x' && !braces && n == 2 && digits[0] > '7')
+        return refuse(o, "a byte that is no character");
     buf_printf(o->out, "\\x{%s}", digits);
     return 0;
 }
