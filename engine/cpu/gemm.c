@@ -6,39 +6,20 @@
 
 #include "engine/cpu/vec.h"
 
-#ifdef __AVX512F__
-enum { MR = 12 };
-#else
-enum { MR = 6 };
-#endif
 enum {
-    NRV = 2,            /* vectors per row of a micro-tile */
-    NR = NRV * VEC,
-    KC = 384,           /* MR KC floats of a in L1 */
+    MR = GEMM_MR,
+    NR = GEMM_NR,
+    NRV = NR / VEC,     /* vectors per row of a micro-tile */
+    KC = 256,           /* MR KC floats of a in L1 */
     NC = 256,           /* KC NC floats of b in L2 */
-    MC = 96,            /* rows of a packed at a time */
+    MC = 192,           /* rows of a packed at a time */
     FEW = 48,           /* with so few rows packing b costs more than it saves */
 };
 
 _Static_assert((KC + 1) * NC + MC * KC <= GEMM_SCRATCH, "the packed blocks fit");
 
-/* Up to MR rows of a times panels of b. */
-struct strip {
-    int64_t kc, cols;
-    const float *a;
-    int64_t a_row, a_k;     /* element (i,k) of a is a[i * a_row + k * a_k] */
-    const float *b;
-    int64_t b_k, b_panel;   /* from row to row of a panel, and from panel to panel */
-    float alpha;
-    const float *bias, *add;
-    int64_t ldadd;
-    float *c;
-    int64_t ldc;
-    bool swapped;           /* c, add and bias belong to the transposed product */
-};
-
 /* The slow way out, element by element, for the panel at column j0: ragged or transposed. */
-static void store_ragged(const struct strip *t, int64_t j0, int rows, int nv, const float *sum)
+static void store_ragged(const struct gemm_strip *t, int64_t j0, int rows, int nv, const float *sum)
 {
     int64_t ci = t->swapped ? 1 : t->ldc, cj = t->swapped ? t->ldc : 1;
     int64_t di = t->swapped ? 1 : t->ldadd, dj = t->swapped ? t->ldadd : 1;
@@ -53,7 +34,7 @@ static void store_ragged(const struct strip *t, int64_t j0, int rows, int nv, co
 }
 
 /* One micro-tile: `rows` rows and `nv` vectors of columns from column j0 of the strip. */
-VFN void micro(const struct strip *t, int64_t j0, const float *b, const int rows, const int nv)
+VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int rows, const int nv)
 {
     vec acc[MR][NRV];
     const float *a = t->a;
@@ -85,7 +66,7 @@ VFN void micro(const struct strip *t, int64_t j0, const float *b, const int rows
         }
 }
 
-VFN void strip(const struct strip *t, const int rows)
+VFN void strip(const struct gemm_strip *t, const int rows)
 {
     const float *b = t->b;
     for (int64_t j = 0; j < t->cols; j += NR, b += t->b_panel) {
@@ -94,23 +75,29 @@ VFN void strip(const struct strip *t, const int rows)
     }
 }
 
-#define STRIP(R) static void strip_##R(const struct strip *t) { strip(t, R); }
+#define STRIP(R) static void strip_##R(const struct gemm_strip *t) { strip(t, R); }
 STRIP(1) STRIP(2) STRIP(3) STRIP(4) STRIP(5) STRIP(6)
 #ifdef __AVX512F__
 STRIP(7) STRIP(8) STRIP(9) STRIP(10) STRIP(11) STRIP(12)
 #endif
 
-static void (*const strips[])(const struct strip *) = {
+static void (*const strips[])(const struct gemm_strip *) = {
     NULL, strip_1, strip_2, strip_3, strip_4, strip_5, strip_6,
 #ifdef __AVX512F__
     strip_7, strip_8, strip_9, strip_10, strip_11, strip_12,
 #endif
 };
 
-/* Not a multiple of 4 KiB for any kc: panels must not compete for the same lines of L1. */
-static int64_t panel_floats(int64_t kc)
+void gemm_strips(struct gemm_strip t, int64_t n)
 {
-    return kc * NR + 16;
+    int64_t c = t.swapped ? 1 : t.ldc, add = t.swapped ? 1 : t.ldadd;
+    for (int64_t i = 0; i < n; i += MR) {
+        strips[min64(MR, n - i)](&t);
+        t.a += MR * t.a_row;
+        t.c += MR * c;
+        if (t.add) t.add += MR * add;
+        if (t.bias && t.swapped) t.bias += MR;
+    }
 }
 
 /* Rows [j, j + w) of a transposed b as columns [i, i + 8) of a panel; w < 8 leaves zeros. */
@@ -132,31 +119,45 @@ static void pack_rows(const struct gemm_mat *b, int64_t at, int64_t w, int64_t k
         for (int r = 0; r < 8; r++) to[k * NR + r] = row[r][k];
 }
 
-/* Panels of NR columns of b[k0 + kc, j0 + nc), zero-padded, `panel` floats apart. */
-static void pack_b(const struct gemm *g, int64_t k0, int64_t kc, int64_t j0, int64_t nc, float *to)
+static void pack_transposed(const struct gemm_mat *b, int64_t at, int64_t k, int64_t m, float *to)
 {
-    const struct gemm_mat *b = &g->b;
-    int64_t panel = panel_floats(kc), size = (int64_t)dtype_size(b->dtype);
-    float tmp[NC];
-    if (b->t) {
-        for (int64_t j = 0; j < nc; j += 8)
-            pack_rows(b, (j0 + j) * b->ld + k0, min64(8, nc - j), kc,
-                      to + j / NR * panel + j % NR);
-        for (int64_t j = (nc + 7) / 8 * 8; j % NR; j += 8)
-            pack_rows(b, 0, 0, kc, to + j / NR * panel + j % NR);
-        return;
+    int64_t panel = gemm_panel(k);
+    for (int64_t k0 = 0; k0 < k; k0 += KC) {
+        int64_t kc = min64(KC, k - k0);
+        for (int64_t j = 0; j < tiles(m, NR) * NR; j += 8)
+            pack_rows(b, at + j * b->ld + k0, max64(0, min64(8, m - j)), kc,
+                      to + j / NR * panel + j % NR + k0 * NR);
     }
-    for (int64_t k = 0; k < kc; k++) {
-        int64_t at = (k0 + k) * b->ld + j0, j = 0;
-        const float *row = cpu_floats(b->p, b->dtype, at, nc, tmp);
-        float *out = to + k * NR;
+}
+
+static void pack_natural(const struct gemm_mat *b, int64_t at, int64_t k, int64_t m, float *to)
+{
+    int64_t panel = gemm_panel(k), size = (int64_t)dtype_size(b->dtype);
+    float tmp[NC];
+    for (int64_t r = 0; r < k; r++, at += b->ld) {
+        float *out = to + r * NR;
+        int64_t j = 0;
+        const float *row = cpu_floats(b->p, b->dtype, at, m, tmp);
         /* Short pieces of long rows: the hardware does not see them coming. */
         const char *ahead = (const char *)b->p + (at + 4 * b->ld) * size;
-        for (int64_t i = 0; k + 4 < kc && i < nc * size; i += 64) __builtin_prefetch(ahead + i);
-        for (; j + NR <= nc; j += NR, out += panel) memcpy(out, row + j, NR * sizeof *out);
-        for (; j < nc; j++) *out++ = row[j];
+        for (int64_t i = 0; r + 4 < k && i < m * size; i += 64) __builtin_prefetch(ahead + i);
+        for (; j + NR <= m; j += NR, out += panel) memcpy(out, row + j, NR * sizeof *out);
+        for (; j < m; j++) *out++ = row[j];
         for (; j % NR; j++) *out++ = 0;
     }
+}
+
+/* Packs b[k0 + k, j0 + m), of at most NC columns. */
+static void pack(const struct gemm_mat *b, int64_t k0, int64_t k, int64_t j0, int64_t m, float *to)
+{
+    if (b->t) pack_transposed(b, j0 * b->ld + k0, k, m, to);
+    else pack_natural(b, k0 * b->ld + j0, k, m, to);
+}
+
+void gemm_pack(const struct gemm_mat *b, int64_t k, int64_t m, float *to)
+{
+    for (int64_t j = 0; j < m; j += NC, to += gemm_panel(k) * (NC / NR))
+        pack(b, 0, k, j, min64(NC, m - j), to);
 }
 
 /* Panels of MR rows of a transposed a: element (i,k) at [i / MR][k][i % MR]. */
@@ -165,13 +166,14 @@ static void pack_a(const struct gemm *g, int64_t i0, int64_t mc, int64_t k0, int
     const float *a = (const float *)g->a.p + k0 * g->a.ld + i0;
     for (int64_t k = 0; k < kc; k++, a += g->a.ld) {
         int64_t i = 0;
+        for (int64_t r = 0; k + 6 < kc && r < mc; r += 16) __builtin_prefetch(a + 6 * g->a.ld + r);
         for (; i + MR <= mc; i += MR) memcpy(to + i * kc + k * MR, a + i, MR * sizeof *to);
         for (int64_t r = i; r < mc; r++) to[i * kc + k * MR + r - i] = a[r];
     }
 }
 
 /* Runs t, whose a and b are set, for rows from i and columns from j of the result. */
-static void run_strip(const struct gemm *g, struct strip *t, bool later, int64_t i, int64_t j)
+static void run_strip(const struct gemm *g, struct gemm_strip *t, bool later, int64_t i, int64_t j)
 {
     int64_t row = t->swapped ? 1 : g->ldc, col = t->swapped ? g->ldc : 1;
     const float *add = g->add;
@@ -189,10 +191,10 @@ static void block(const struct gemm *g, bool swapped, int64_t k0, int64_t j0)
     int64_t kc = min64(KC, g->k - k0), nc = min64(NC, g->m - j0), edge = nc % NR;
     float *bp = g->scratch, *ap = bp + (KC + 1) * NC;
     bool direct = g->n <= FEW && !g->b.t && g->b.dtype == DT_F32;
-    struct strip t = {.kc = kc, .alpha = g->alpha, .ldc = g->ldc, .swapped = swapped,
+    struct gemm_strip t = {.kc = kc, .alpha = g->alpha, .ldc = g->ldc, .swapped = swapped,
                       .a_row = g->a.t ? 1 : g->a.ld, .a_k = g->a.t ? MR : 1};
-    if (!direct) pack_b(g, k0, kc, j0, nc, bp);
-    else if (edge) pack_b(g, k0, kc, j0 + nc - edge, edge, bp);
+    if (!direct) pack(&g->b, k0, kc, j0, nc, bp);
+    else if (edge) pack(&g->b, k0, kc, j0 + nc - edge, edge, bp);
     for (int64_t i = 0; i < g->n; i += MR) {
         if (g->a.t && i % MC == 0) pack_a(g, i, min64(MC, g->n - i), k0, kc, ap);
         t.a = g->a.t ? ap + i % MC * kc : (const float *)g->a.p + i * g->a.ld + k0;
@@ -206,7 +208,7 @@ static void block(const struct gemm *g, bool swapped, int64_t k0, int64_t j0)
         if (direct && !edge) continue;
         t.b = bp;
         t.b_k = NR;
-        t.b_panel = panel_floats(kc);
+        t.b_panel = gemm_panel(kc);
         t.cols = direct ? edge : nc;
         run_strip(g, &t, k0 > 0, i, direct ? j0 + nc - edge : j0);
     }

@@ -73,6 +73,13 @@ VFN float vec_sum(vec v)
     return lane[0];
 }
 
+VFN float vec_top(vec v)
+{
+    float best = v[0];
+    for (int i = 1; i < VEC; i++) best = v[i] > best ? v[i] : best;
+    return best;
+}
+
 /* Sum of a[i] b[i] in four chains of vectors: fast, and more exact than one chain. */
 VFN float vec_dot(const float *a, const float *b, int64_t n)
 {
