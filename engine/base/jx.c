@@ -38,9 +38,10 @@ json_t *jx_parse(const char *text, size_t n, struct err *e)
 {
     if (check_depth(text, n, e)) return NULL;
     json_error_t je;
+    int64_t failures = mem_library_failures();
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
     if (v) return v;
-    if (json_error_code(&je) == json_error_out_of_memory)
+    if (json_error_code(&je) == json_error_out_of_memory || mem_library_failures() != failures)
         err_set(e, E_NOMEM, "out of memory while reading JSON");
     else
         err_set(e, E_FORMAT, "line %d, column %d: %s", je.line, je.column, je.text);

@@ -132,10 +132,19 @@ void mem_limit(size_t bytes)
     atomic_store(&limit, bytes);
 }
 
+static _Thread_local int64_t library_failures;
+
 static void *hook_alloc(size_t n)
 {
     struct err e;
-    return mem_alloc(n, &e);
+    void *p = mem_alloc(n, &e);
+    if (!p) library_failures++;
+    return p;
+}
+
+int64_t mem_library_failures(void)
+{
+    return library_failures;
 }
 
 void mem_hook_libraries(void)

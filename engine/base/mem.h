@@ -35,6 +35,9 @@ void mem_limit(size_t bytes);  /* 0: none. Allocations beyond it fail with E_NOM
 
 /* Routes jansson's allocations through the counter. Called once at start. */
 void mem_hook_libraries(void);
+/* Allocations of such libraries that failed in this thread so far: jansson reports some of them as
+ * bad syntax. */
+int64_t mem_library_failures(void);
 
 /* *out = a * b, false on overflow or a negative operand: for sizes that a file or user named. */
 static inline bool mul_ok(int64_t *out, int64_t a, int64_t b)
