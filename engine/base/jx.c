@@ -36,12 +36,22 @@ static int check_depth(const char *s, size_t n, struct err *e)
 
 json_t *jx_parse(const char *text, size_t n, struct err *e)
 {
+    /* jansson passes over a NUL behind a number. */
+    const char *nul = memchr(text, 0, n);
+    if (nul) {
+        err_set(e, E_FORMAT, "byte %zu is NUL", (size_t)(nul - text));
+        return NULL;
+    }
     if (check_depth(text, n, e)) return NULL;
+    int64_t failures = mem_failures();
     json_error_t je;
-    int64_t failures = mem_library_failures();
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &je);
-    if (v) return v;
-    if (json_error_code(&je) == json_error_out_of_memory || mem_library_failures() != failures)
+    /* mem.h: what was refused meanwhile was counted, not carried out. */
+    bool starved = mem_failures() != failures ||
+                   (!v && json_error_code(&je) == json_error_out_of_memory);
+    if (v && !starved) return v;
+    json_decref(v);
+    if (starved)
         err_set(e, E_NOMEM, "out of memory while reading JSON");
     else
         err_set(e, E_FORMAT, "line %d, column %d: %s", je.line, je.column, je.text);
@@ -64,9 +74,12 @@ json_t *jx_load_file(const char *path, size_t max_bytes, struct err *e)
 /* json_dumps hands out memory of the hooked allocator, which is mem_free's. */
 static char *dump(const json_t *v, size_t flags, struct err *e)
 {
+    int64_t failures = mem_failures();
     char *s = json_dumps(v, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
-    if (!s) err_set(e, E_NOMEM, "out of memory while writing JSON");
-    return s;
+    if (s && mem_failures() == failures) return s;
+    mem_free(s);
+    err_set(e, E_NOMEM, "out of memory while writing JSON");
+    return NULL;
 }
 
 char *jx_dump(const json_t *v, struct err *e)
@@ -81,14 +94,15 @@ char *jx_dump_pretty(const json_t *v, struct err *e)
 
 json_t *jx_pack(struct err *e, const char *fmt, ...)
 {
+    int64_t failures = mem_failures();
     json_error_t je;
     va_list ap;
     va_start(ap, fmt);
     json_t *v = json_vpack_ex(&je, 0, fmt, ap);
     va_end(ap);
     if (!v) {
-        bool oom = json_error_code(&je) == json_error_out_of_memory;
-        err_set(e, oom ? E_NOMEM : E_BUG, "building JSON: %s", je.text);
+        bool oom = mem_failures() != failures;
+        err_set(e, oom ? E_NOMEM : E_BUG, "building JSON: %s", oom ? "out of memory" : je.text);
     }
     return v;
 }
