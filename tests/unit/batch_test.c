@@ -111,7 +111,7 @@ static void rows_are_padded_to_a_multiple_of_eight(void **state)
         int64_t n, T;
     } rows[] = {{{0}, 1, 8},          {{1}, 1, 8},          {{2}, 1, 16},      {{0, 1}, 2, 8},
                 {{2, 0, 3}, 3, 16},   {{3, 3, 3}, 3, 8},    {{0, 1, 2, 3, 0}, 5, 16},
-                {{1, 0}, 2, 8}};
+                {{1, 1}, 2, 8},       {{1, 0}, 2, 8}};
     struct batch b = {0};
     struct err e = ERR_INIT;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) { /* one batch, larger and smaller */

@@ -173,7 +173,8 @@ static void the_first_problem_of_a_file_is_its_error(void **state)
     (void)state;
     struct err e = ERR_INIT;
     size_t before = mem_live();
-    assert_null(open_text("{\"text\":\"ab\"}\n{\"text\":3}\n{\"text\":\"\"}", 99, CHAT_NONE, 1, &e));
+    assert_null(open_text("{\"text\":\"ab\"}\n{\"text\":3}\n{\"text\":\"\"}", 99, CHAT_NONE, 1,
+                          &e));
     assert_int_equal(e.code, E_FORMAT);
     assert_non_null(strstr(e.msg, "rows.jsonl: line 2, column 9: text: must be a string"));
     assert_null(open_text("", 99, CHAT_NONE, 1, &e));
