@@ -3,6 +3,7 @@
 #include "engine/base/str.h"
 #include "handlers/handlers.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { IDEM_KEY_MAX = 255, IDEM_TEXT_MAX = 2 << 20 };
@@ -47,13 +48,21 @@ int handlers_idem(const struct request *r, const char *content, struct idem *ide
     return rc;
 }
 
-int handlers_report(struct reply *out, json_t *report)
+int handlers_report(struct reply *out, json_t *report, struct err *e)
 {
     json_t *problems = json_object_get(report, "problems");
+    json_t *first = json_array_get(problems, 0);
+    const char *reason = json_string_value(json_object_get(first, "reason"));
+    json_int_t line = json_integer_value(json_object_get(first, "line"));
+    json_int_t column = json_integer_value(json_object_get(first, "column"));
     if (json_is_array(problems)) {
         out->fail_details = json_incref(problems);
         reply_fail(out, 422, "dataset_invalid");
     }
+    /* Only the text: what field of the request is at fault stays as it is. */
+    if (reason && line > 0 && column > 0)
+        snprintf(e->msg, sizeof e->msg, "line %lld, column %lld: %s", (long long)line,
+                 (long long)column, reason);
     json_decref(report);
     return -1;
 }

@@ -87,7 +87,7 @@ int files_post(struct request *r, struct reply *out, struct err *e)
     file->w = NULL;
     if (files_create(r->service, w, &n, idem.key ? &idem : NULL, &object, &report, e)) {
         err_param(e, "file");
-        return handlers_report(out, report);
+        return handlers_report(out, report, e);
     }
     json_decref(report);
     return reply_json(out, object, e);

@@ -62,8 +62,8 @@ int handlers_page(const struct request *r, int64_t limit_max, struct page *p, st
  * the body: its JSON, or for an upload its fields and the hash of its file. */
 struct idem;
 int handlers_idem(const struct request *r, const char *content, struct idem *idem, struct err *e);
-/* The problems of a file's check as error.details, with the code "dataset_invalid". Takes report
- * (NULL is fine). Returns -1. */
-int handlers_report(struct reply *out, json_t *report);
+/* The problems of a file's check as error.details, with the code "dataset_invalid" and the place of
+ * the first in the message. Takes report (NULL is fine). Returns -1. */
+int handlers_report(struct reply *out, json_t *report, struct err *e);
 
 #endif

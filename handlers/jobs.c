@@ -9,10 +9,11 @@
 
 static const char not_found[] = "job_not_found";
 
-/* Which of the objects that a job names does not exist. */
+/* Which of the objects that a job names does not exist or cannot be used. */
 static int missing_part(struct reply *out, const struct err *e)
 {
     bool file = str_eq(e->param, "training_file") || str_eq(e->param, "validation_file");
+    if (file && e->code == E_FORMAT) return reply_fail(out, 422, "dataset_invalid");
     if (file) return handlers_missing(out, e, "file_not_found");
     if (str_eq(e->param, "model")) return handlers_missing(out, e, "model_not_found");
     if (e->code == E_NOTFOUND) return reply_fail(out, 400, "invalid_value");
@@ -29,7 +30,7 @@ int jobs_post(struct request *r, struct reply *out, struct err *e)
     if (rc) return -1;
     if (jobs_create(r->service, r->json, idem.key ? &idem : NULL, &job, &report, e)) {
         missing_part(out, e);
-        return handlers_report(out, report);
+        return handlers_report(out, report, e);
     }
     json_decref(report);
     return reply_json(out, job, e);

@@ -1,6 +1,7 @@
 #include "service/models.h"
 
 #include "engine/base/jx.h"
+#include "engine/base/str.h"
 #include "handlers/handlers.h"
 
 static const char not_found[] = "model_not_found";
@@ -9,7 +10,8 @@ int models_post(struct request *r, struct reply *out, struct err *e)
 {
     json_t *model = NULL;
     if (models_create(r->service, r->json, &model, e))
-        return handlers_missing(out, e, "file_not_found");
+        return handlers_missing(out, e, str_eq(e->param, "path") ? "folder_not_found"
+                                                                 : "file_not_found");
     return reply_json(out, model, e);
 }
 

@@ -36,12 +36,12 @@ const struct route handlers_routes[] = {
 
     {"GET", "/api/whoami-v2", hub_whoami, BODY_NONE, SHAPE_HUB, 0},
     {"GET", "/api/models", hub_index, BODY_NONE, SHAPE_HUB, 0},
-    {"GET", HUB "/revision/{rev/}", hub_model, BODY_NONE, SHAPE_HUB, 0},
-    {"GET", HUB "/tree/{rev/}", hub_tree, BODY_NONE, SHAPE_HUB, 0},
-    {"GET", HUB "/tree/{rev/}/{path*}", hub_tree, BODY_NONE, SHAPE_HUB, 0},
-    {"POST", HUB "/paths-info/{rev/}", hub_paths_info, BODY_URLENCODED, SHAPE_HUB, 0},
+    {"GET", HUB "/revision/{revision/}", hub_model, BODY_NONE, SHAPE_HUB, 0},
+    {"GET", HUB "/tree/{revision/}", hub_tree, BODY_NONE, SHAPE_HUB, 0},
+    {"GET", HUB "/tree/{revision/}/{path*}", hub_tree, BODY_NONE, SHAPE_HUB, 0},
+    {"POST", HUB "/paths-info/{revision/}", hub_paths_info, BODY_URLENCODED, SHAPE_HUB, 0},
     {"GET", HUB "/refs", hub_refs, BODY_NONE, SHAPE_HUB, 0},
     {"GET", HUB, hub_model, BODY_NONE, SHAPE_HUB, 0},
-    {"GET", "/{repo+}/resolve/{rev/}/{path*}", hub_resolve, BODY_NONE, SHAPE_HUB, 0},
+    {"GET", "/{repo+}/resolve/{revision/}/{path*}", hub_resolve, BODY_NONE, SHAPE_HUB, 0},
 };
 const int handlers_nroutes = sizeof handlers_routes / sizeof *handlers_routes;

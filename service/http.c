@@ -291,10 +291,10 @@ static void begin(struct exchange *x, const char *method, const char *version)
     atomic_fetch_add(&x->h->active, 1);
     x->counted = true;
     x->state = X_BODY;
-    x->limit = DISCARD_MAX;
     int rc = take_head(x, method, version, &e);
     if (!rc) rc = route(x, &e);
     if (!rc) rc = open_body(x, &e);
+    if (rc) x->limit = DISCARD_MAX;
     conn_phase(x->conn, CONN_BODY, x->limit);
     if (!rc) return;
     fail(x, &e);

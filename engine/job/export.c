@@ -233,10 +233,11 @@ static json_t *measurements(const struct run *r, struct err *e)
                         (json_int_t)params_count(ps, PARAM_TRAINABLE));
     if (!o) return NULL;
     if (jx_set(o, "train_loss", number(s->train_loss), e) ||
-        jx_set(o, "valid_loss_before", number(s->before_loss), e) ||
         jx_set(o, "valid_loss", number(s->valid_loss), e) ||
-        jx_set(o, "valid_accuracy_before", number(s->before_accuracy), e) ||
-        jx_set(o, "valid_accuracy", number(s->valid_accuracy), e)) {
+        jx_set(o, "valid_accuracy", number(s->valid_accuracy), e) ||
+        jx_set(o, "before",
+               jx_pack(e, "{s:o, s:o}", "valid_loss", number(s->before_loss), "valid_accuracy",
+                       number(s->before_accuracy)), e)) {
         json_decref(o);
         return NULL;
     }
@@ -255,6 +256,7 @@ static int write_json(const struct exporter *x, const char *name, const json_t *
     return rc;
 }
 
+/* graft.json, also beside the weights: each folder is a repository of its own on the hub. */
 static int write_graft_json(const struct exporter *x, struct err *e)
 {
     const struct job *j = &x->r->job;
@@ -268,9 +270,11 @@ static int write_graft_json(const struct exporter *x, struct err *e)
         jx_set(o, "training_file", file_hash(j->training_file, e), e) ||
         jx_set(o, "validation_file", file_hash(j->validation_file, e), e) ||
         jx_set(o, "metrics", measurements(x->r, e), e) ||
-        jx_set(o, "checks", json_incref(x->checks), e))
+        jx_set(o, "samples", json_incref(x->r->state.samples), e) ||
+        jx_set(o, "checks", json_incref(x->checks), e) ||
+        write_json(x, "graft.json", o, e) || write_json(x, "merged/graft.json", o, e))
         goto out;
-    rc = write_json(x, "graft.json", o, e);
+    rc = j->method->save ? write_json(x, "adapter/graft.json", o, e) : 0;
 out:
     json_decref(o);
     return rc;

@@ -122,7 +122,8 @@ static int peft(char **argv, struct err *e)
 
 static int card(char **argv, struct err *e)
 {
-    static const char hostile[] = "a: \"b\" 'c' # d\n---\n- [x](http://y) <b> | `z` \\ {%} \xc3\xa9\x7f";
+    static const char hostile[] =
+        "a: \"b\" 'c' # d\n---\n- [x](http://y) <b> | `z` \\ {%} \xc3\xa9\x7f";
     static const char *const tags[] = {hostile, "plain"};
     static const struct card_row rows[] = {{hostile, hostile}};
     struct card c = {.title = hostile, .base_model = hostile, .library_name = "peft",

@@ -70,7 +70,8 @@ def test_adapters_survive_peft_to_graft_to_peft(tmp_path, settings):
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(1)
     base = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
-    model = get_peft_model(copy.deepcopy(base), LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    lora = LoraConfig(task_type="CAUSAL_LM", **settings)
+    model = get_peft_model(copy.deepcopy(base), lora).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_" in name:

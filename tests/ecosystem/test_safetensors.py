@@ -54,7 +54,9 @@ def check_listing(listing, tensors):
     assert listing.keys() == tensors.keys()
     for k, t in tensors.items():
         word = str(t.dtype).removeprefix("torch.")
-        short = names.get(word) or word.replace("float", "F").replace("uint", "U").replace("int", "I")
+        short = names.get(word) or word
+        for long, letter in ("float", "F"), ("uint", "U"), ("int", "I"):
+            short = short.replace(long, letter)
         assert listing[k]["dtype"] == short
         assert listing[k]["shape"] == list(t.shape)
         assert listing[k]["sha256"] == hashlib.sha256(tensor_bytes(t)).hexdigest()
@@ -92,7 +94,8 @@ def test_files_of_graft_are_read_by_the_library(tmp_path, shard_bytes):
     if index.exists():
         index = json.loads(index.read_text())
         assert index["weight_map"].keys() == tensors.keys()
-        assert index["metadata"]["total_size"] == sum(len(tensor_bytes(t)) for t in tensors.values())
+        total = sum(len(tensor_bytes(t)) for t in tensors.values())
+        assert index["metadata"]["total_size"] == total
 
 
 def test_shards_of_transformers_are_read_and_written_for_it(tmp_path):
@@ -150,8 +153,8 @@ def base_files(rng):
         yield dict(items), at
 
 
-NUMBERS = [0, 1, -1, 2, 3, 7, 8, 9, 255, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64,
-           1.0, 0.5, 1e3, -0.0, "1", None, True, [], [1], {}]
+NUMBERS = [0, 1, -1, 2, 3, 7, 8, 9, 255, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
+           2**64, 1.0, 0.5, 1e3, -0.0, "1", None, True, [], [1], {}]
 
 
 def mutate_tree(rng, header):
@@ -159,13 +162,16 @@ def mutate_tree(rng, header):
     names = [k for k in header if k != "__metadata__"]
     what = rng.randrange(12)
     if what == 0 or not names:
-        header["__metadata__"] = rng.choice([None, [], {}, {"a": "b"}, {"a": 1}, {"a": None}, "x", 3])
+        header["__metadata__"] = rng.choice(
+            [None, [], {}, {"a": "b"}, {"a": 1}, {"a": None}, "x", 3])
         return
     entry = header[rng.choice(names)]
     if what == 1:
-        entry["dtype"] = rng.choice(["F32", "F16", "I8", "BOOL", "F8_E4M3", "F6_E2M3", "F33", "", None, 1])
+        entry["dtype"] = rng.choice(
+            ["F32", "F16", "I8", "BOOL", "F8_E4M3", "F6_E2M3", "F33", "", None, 1])
     elif what == 2:
-        entry["shape"] = rng.choice([[], [0], [1] * 8, [1] * 9, [2**32, 2**32], [0, 2**63], None, 3, {}])
+        entry["shape"] = rng.choice(
+            [[], [0], [1] * 8, [1] * 9, [2**32, 2**32], [0, 2**63], None, 3, {}])
     elif what == 3 and entry["shape"]:
         entry["shape"][rng.randrange(len(entry["shape"]))] = rng.choice(NUMBERS)
     elif what in (4, 5):
@@ -174,7 +180,8 @@ def mutate_tree(rng, header):
         i, d = rng.randrange(2), rng.choice([-4, -2, -1, 1, 2, 4])
         entry["data_offsets"][i] += d
     elif what == 7:
-        entry["data_offsets"] = rng.choice([[], [0], [0, 0, 0], None, {}, "00", entry["data_offsets"][::-1]])
+        entry["data_offsets"] = rng.choice(
+            [[], [0], [0, 0, 0], None, {}, "00", entry["data_offsets"][::-1]])
     elif what == 8:
         entry.pop(rng.choice(["dtype", "shape", "data_offsets"]))
     elif what == 9:
@@ -190,8 +197,9 @@ def mutate_text(rng, text):
     """One change of bytes."""
     i = rng.randrange(len(text) + 1)
     c = bytes([rng.choice(b'{}[]",:\\0123456789-+.eE \n\t\x00\x7f\x80\xc3\xff/untfals')])
-    return rng.choice([text[:i] + c + text[i:], text[:i] + text[i + 1:], text[:i] + c + text[i + 1:],
-                       text[:i], text[:i] + text[max(0, i - rng.randrange(12)):], text + c, c + text])
+    again = text[max(0, i - rng.randrange(12)):]
+    return rng.choice([text[:i] + c + text[i:], text[:i] + text[i + 1:], text[:i] + again,
+                       text[:i] + c + text[i + 1:], text[:i], text + c, c + text])
 
 
 def mutants(seed, count):
@@ -226,7 +234,8 @@ def mutants(seed, count):
             elif how == 3:
                 text = rng.choice([b" ", b"\n", b"\xef\xbb\xbf", b"\x00"]) + text
                 length = len(text)
-        blob = struct.pack("<Q", length % 2**64) + text + bytes(rng.randrange(256) for _ in range(size))
+        data = bytes(rng.randrange(256) for _ in range(size))
+        blob = struct.pack("<Q", length % 2**64) + text + data
         yield blob[:rng.randrange(12)] if kind == 3 and rng.random() < 0.03 else blob
 
 

@@ -24,7 +24,8 @@ void server_start(struct server *s, const char *const *args);
 void server_restart(struct server *s, const char *const *args);
 int server_stop(struct server *s);  /* SIGTERM; the exit code */
 void server_kill(struct server *s); /* SIGKILL */
-void server_remove(struct server *s); /* stops it if it runs, and deletes the folder */
+/* Stops it if it runs, and deletes the folder. Both look for reports of sanitizers in the log. */
+void server_remove(struct server *s);
 /* Runs graft with these arguments to its end; its exit code. stderr goes to DIR/log. */
 int server_run(struct server *s, const char *const *args);
 char *server_log(const struct server *s); /* all of it; free() */

@@ -248,6 +248,29 @@ static void json_is_whole_or_out_of_memory(void **state)
     mem_free(whole);
 }
 
+static void reals_are_written_short_and_exact(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    static const struct { double x; const char *text; } rows[] = {
+        {0.0002, "0.0002"}, {0.1, "0.1"}, {32, "32.0"}, {1e-8, "1e-8"}, {-2.5, "-2.5"},
+        {1e300, "1e+300"}, {1.0 / 3, "0.33333333333333331"}, {123456789.125, "123456789.125"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        json_t *v = json_pack("{s:f, s:s, s:i}", "x", rows[i].x, "s",
+                              "\\\"0.00020000000000000001", "n", 7);
+        char *text = jx_dump(v, &e), want[120];
+        snprintf(want, sizeof want, "{\"x\":%s,\"s\":\"\\\\\\\"0.00020000000000000001\",\"n\":7}",
+                 rows[i].text);
+        assert_string_equal(text, want);
+        json_t *back = jx_parse(text, strlen(text), &e);
+        assert_true(json_real_value(json_object_get(back, "x")) == rows[i].x);
+        json_decref(back);
+        mem_free(text);
+        json_decref(v);
+    }
+}
+
 static void a_published_file_is_whole_or_absent(void **state)
 {
     (void)state;
@@ -359,6 +382,7 @@ int main(void)
         cmocka_unit_test(normals_have_the_moments_of_normals),
         cmocka_unit_test(hashes_match_known_answers),
         cmocka_unit_test(json_limits_and_errors),
+        cmocka_unit_test(reals_are_written_short_and_exact),
         cmocka_unit_test(json_is_whole_or_out_of_memory),
         cmocka_unit_test(a_published_file_is_whole_or_absent),
         cmocka_unit_test(a_published_folder_notices_every_change),

@@ -392,7 +392,8 @@ static void every_dtype_survives_a_round_trip(void **state)
     struct err e = ERR_INIT;
     unsigned char data[DT_COUNT][24 * 8];
     char name[16], sha[65], again[65];
-    for (size_t i = 0; i < sizeof data; i++) ((unsigned char *)data)[i] = (unsigned char)(i * 37 + 1);
+    for (size_t i = 0; i < sizeof data; i++)
+        ((unsigned char *)data)[i] = (unsigned char)(i * 37 + 1);
     for (int rank = 0; rank <= 3; rank++) {
         struct st_writer *w = st_writer_new(path, &e);
         assert_non_null(w);
