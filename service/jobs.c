@@ -187,6 +187,7 @@ static int write_folder(struct service *s, const struct jobreq *q, const char *i
         (q->validation_file && input(s, q->validation_file, validation, e)) ||
         fs_sync_dir(inputs, e))
         return -1;
+    if (CRASHPOINT("jobs.inputs_linked")) return err_set(e, E_IO, "injected failure");
     job = jobreq_job(s, q, id, training, q->validation_file ? validation : NULL, e);
     text = job ? jx_dump_pretty(job, e) : NULL;
     if (text && !fs_write_file(at, text, strlen(text), e)) rc = fs_sync_dir(jobs, e);

@@ -2,6 +2,7 @@
 
 #include "engine/base/buf.h"
 #include "engine/base/clock.h"
+#include "engine/base/fault.h"
 #include "engine/base/fs.h"
 
 #include <errno.h>
@@ -60,6 +61,7 @@ int lockfile_take(const char *job_dir, int attempt, struct err *e)
         fs_close(fd);
         return -1;
     }
+    (void)CRASHPOINT("worker.locked_without_name");
     int n = snprintf(text, sizeof text, "%d %lld %d\n", (int)getpid(),
                      (long long)lockfile_process_start(getpid()), attempt);
     if (ftruncate(fd, 0) || fs_write_all(fd, text, (size_t)n, e)) {

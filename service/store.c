@@ -455,6 +455,7 @@ static int migrate(struct store *s, int64_t version, struct err *e)
         }
         int rc = simple(s, sql, e);
         mem_free(sql);
+        if (rc == 0 && CRASHPOINT("store.migrated")) rc = injected(e);
         if (rc) {
             store_rollback(s);
             return err_wrap(e, "migration %lld", (long long)n);

@@ -298,6 +298,7 @@ static void recover_one(struct supervisor *v, const char *id, int attempt)
         return;
     }
     s->ended = rc == 0;
+    if (rc) (void)CRASHPOINT("supervisor.adopted");
     log_event(LOG_INFO, NULL, rc ? "adopted a living worker" : "found the remains of an attempt",
               LOG_FIELDS(LOG_S("job", id), LOG_N("attempt", attempt)));
     (void)CRASHPOINT("supervisor.recovered");
@@ -450,6 +451,7 @@ struct supervisor *supervisor_start(struct service *s, const struct runner *runn
     pthread_cond_init(&v->cond, &attr);
     pthread_condattr_destroy(&attr);
     int rc = fault_hit(FAULT_THREAD) ? EAGAIN : pthread_create(&v->thread, NULL, run, v);
+    (void)CRASHPOINT("supervisor.running");
     if (rc == 0) return v;
     errno = rc;
     err_sys(e, "cannot start the supervisor");
