@@ -1,5 +1,5 @@
 # Files that travel inside the binary, as C arrays in build/gen, made with od and sed alone.
-# service/schema.sql becomes gen/schema_sql.h: static const unsigned char schema_sql[], 0-terminated.
+# service/schema.sql becomes gen/schema_sql.h: static const unsigned char schema_sql[], ends in 0.
 
 EMBED := service/schema.sql openapi.yaml
 

@@ -18,7 +18,8 @@ struct key {
 };
 
 #define TEXT(field, value, help) \
-    {#field, offsetof(struct config, field), sizeof ((struct config *)0)->field, value, 0, 0, 0, help}
+    {#field, offsetof(struct config, field), sizeof ((struct config *)0)->field, value, 0, 0, 0, \
+     help}
 #define NUMBER(field, value, lo, hi, help) \
     {#field, offsetof(struct config, field), 0, NULL, value, lo, hi, help}
 

@@ -23,7 +23,7 @@ int64_t lockfile_process_start(pid_t pid)
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     buf_init(&b, 4096);
     if (fs_read_file(path, &b, &ignored) == 0) {
-        /* Field 22; the name in parentheses (field 2) may contain anything, so count from its end. */
+        /* Field 22. Field 2, in parentheses, may contain anything: count from its end. */
         char *p = strrchr(b.data, ')');
         for (int field = 2; p && field < 22; field++) {
             p = strchr(p, ' ');

@@ -159,7 +159,9 @@ static int conclude(struct supervisor *v, struct slot *s, struct err *e)
     struct err why = ERR_INIT;
     const char *state = "";
     int rc;
-    while ((rc = events_tail(v->service->store, s->w.job_dir, s->w.job_id, s->w.attempt, e)) == 1) {}
+    do
+        rc = events_tail(v->service->store, s->w.job_dir, s->w.job_id, s->w.attempt, e);
+    while (rc == 1);
     if (rc) return -1;
     error_of(s, &why);
     bool lost = s->lost || (!s->end.exited && !s->w.began) ||

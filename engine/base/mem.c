@@ -12,6 +12,7 @@
 #include <string.h>
 
 static _Atomic size_t live, peak, limit;
+static _Thread_local int64_t failures;
 
 static void note_peak(size_t now)
 {
@@ -37,6 +38,7 @@ static bool refused(size_t n)
 
 static void *no_memory(size_t n, struct err *e)
 {
+    failures++;
     err_set(e, E_NOMEM, "out of memory: %zu bytes could not be allocated (%zu in use)", n,
             mem_live());
     return NULL;
@@ -127,15 +129,22 @@ void mem_peak_reset(void)
     atomic_store(&peak, atomic_load(&live));
 }
 
+int64_t mem_failures(void)
+{
+    return failures;
+}
+
 void mem_limit(size_t bytes)
 {
     atomic_store(&limit, bytes);
 }
 
+/* jansson 2.14 runs past its buffer when a string being read cannot grow, so a refusal is counted
+ * but not carried out: jx.h asks mem_failures() and turns it into E_NOMEM. */
 static void *hook_alloc(size_t n)
 {
-    struct err e;
-    return mem_alloc(n, &e);
+    if (refused(n)) failures++;
+    return account(malloc(n ? n : 1));
 }
 
 void mem_hook_libraries(void)

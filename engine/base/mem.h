@@ -31,9 +31,13 @@ void mem_free(void *p);
 size_t mem_live(void);         /* bytes now held through mem_* */
 size_t mem_peak(void);         /* the largest mem_live() since mem_peak_reset() */
 void mem_peak_reset(void);
+/* Allocations of this thread that have failed so far. Libraries report a failed allocation in many
+ * ways, some of them wrong; a change of this number tells. */
+int64_t mem_failures(void);
 void mem_limit(size_t bytes);  /* 0: none. Allocations beyond it fail with E_NOMEM. */
 
-/* Routes jansson's allocations through the counter. Called once at start. */
+/* Routes jansson's allocations through the counter. Called once at start. jansson is not safe when
+ * memory fails, so it gets even what a limit or a fault refuses; the refusal counts as a failure. */
 void mem_hook_libraries(void);
 
 /* *out = a * b, false on overflow or a negative operand: for sizes that a file or user named. */

@@ -10,6 +10,9 @@
 #include "engine/base/pool.h"
 #include "engine/core/plan.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 struct exec;
 struct step;
 
@@ -39,13 +42,18 @@ struct exec {
     uint64_t seed;           /* key of all random ops */
     uint32_t rng_step;       /* set by the trainer: number of the micro-batch since the start */
     bool check;              /* debug: look for NaN after each step and name the op */
-    bool poison;             /* tests: fill buffers with signalling NaN before each run */
+    bool poison;             /* tests: before each step fill its workspace, and every output
+                                that it overwrites, with signalling NaN */
 };
 
-struct exec *exec_new_cpu(int threads, struct err *e);
+/* device: borrowed, a literal. table: [OP_COUNT], borrowed; NULL where there is no kernel. */
+struct exec *exec_new(const char *device, const op_run_fn *table, int threads, struct err *e);
+struct exec *exec_new_cpu(int threads, struct err *e); /* engine/cpu */
 void exec_free(struct exec *x);
+/* Afterwards the contents of the step buffer are undefined. On failure nothing is bound. */
 int exec_bind(struct exec *x, const struct plan *p, struct err *e);
-/* Copies between the host and a tensor of the bound plan. bytes must be the tensor's size. */
+/* Copies between the host and a tensor of the bound plan. bytes must be the tensor's size. An
+ * input for which the plan has no use may be written all the same: it is dropped. */
 int exec_write(struct exec *x, int tensor, const void *from, size_t bytes, struct err *e);
 int exec_read(struct exec *x, int tensor, void *to, size_t bytes, struct err *e);
 /* micro: number of the micro-batch inside this optimiser step; 0 overwrites, later ones add. */

@@ -1,7 +1,8 @@
 /* plan.h: from a tape to a fixed list of steps with every buffer placed.
  *
  * Invariants:
- *  (1) A node whose outputs nobody needs is dropped; an output nobody needs is -1.
+ *  (1) A node whose outputs nobody needs is dropped; an output nobody needs has no place (its
+ *      first is -1), and its kernel gets NULL.
  *  (2) Two tensors share bytes only if their lifetimes are disjoint, or one is a view of the
  *      other, or an op writes in place over an input that dies there (op_info.inplace).
  *  (3) Offsets are multiples of 256 and follow from the tape alone: same tape, same plan.
@@ -12,14 +13,16 @@
 
 #include "engine/core/tape.h"
 
+enum { PLAN_THREADS = 1024 };
+
 struct plan_step {
-    int node;           /* in tape->nodes, after pruning and in-place decisions */
+    int node;           /* index in tape->nodes */
     enum phase phase;
     int64_t ws_offset;  /* workspace of this step inside the step buffer, -1: none */
     int64_t ws_bytes;
 };
 
-struct plan_place {     /* one per tensor id */
+struct plan_place {     /* one per tensor id; a view has the place of its root */
     int64_t offset;     /* in the step buffer; -1: persistent, or never live */
     int first, last;    /* lifetime in steps, inclusive; -1: never live */
 };
@@ -40,7 +43,8 @@ struct plan {
     const struct tape *tape; /* borrowed, must outlive the plan, must not change */
     struct plan_step *steps;
     int nsteps;
-    struct plan_place *places;
+    struct plan_place *places; /* [tape->ntensors] */
+    int threads;               /* workspaces are sized for this many */
     struct plan_report report;
 };
 
@@ -49,6 +53,8 @@ struct plan_options {
     int64_t budget_bytes;  /* 0: none. Else E_DEVMEM with the shortage if the total exceeds it */
 };
 
+/* Steps are in execution order: all of PHASE_STEP, then all of PHASE_UPDATE. An input lives from
+ * the start to its last use; an output at least to the end of the phase that writes it. */
 struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e);
 void plan_free(struct plan *p);
 

@@ -11,7 +11,6 @@
 #ifndef GRAFT_TAPE_H
 #define GRAFT_TAPE_H
 
-#include "engine/base/arena.h"
 #include "engine/base/err.h"
 #include "engine/core/dtype.h"
 #include "engine/core/param.h"
@@ -19,10 +18,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { NODE_IN = 8, NODE_OUT = 4, NODE_ATTRS = 96 };
+enum { NODE_IN = 8, NODE_OUT = 4, NODE_ATTRS = 96, TENSOR_TEXT = 160 };
 
 enum tensor_flags {
-    TENSOR_INPUT = 1,  /* written by the host before a run (exec_write) */
+    TENSOR_INPUT = 1,  /* written by the host before every run that uses it (exec_write) */
     TENSOR_OUTPUT = 2, /* kept until the end of the phase so that the host may read it */
 };
 
@@ -38,7 +37,7 @@ struct tensor {
     unsigned flags;
     struct param *param; /* persistent storage, or NULL */
     enum param_slot slot;
-    int view_of;         /* id of the tensor whose bytes these are (reshape), or -1 */
+    int view_of;         /* id of the tensor whose bytes these are (never a view itself), or -1 */
     int producer;        /* node that first writes it, or -1 */
 };
 
@@ -59,14 +58,14 @@ struct node {
 };
 
 struct tape {
-    struct arena arena;
-    struct node *nodes;
+    struct node *nodes; /* moves as it grows: hold indices, not pointers, while recording */
     int nnodes, cap_nodes;
-    struct tensor *tensors;
+    struct tensor *tensors; /* the same */
     int ntensors, cap_tensors;
     enum phase phase;
     int segment, nsegments;
     struct err err;
+    struct param one; /* the constant 1.0, f32 [1] */
 };
 
 struct tape *tape_new(struct err *e);
@@ -79,6 +78,12 @@ int tape_param(struct tape *t, struct param *p, enum param_slot slot); /* same i
 int tape_reshape(struct tape *t, int x, int rank, const int64_t *shape);
 void tape_output(struct tape *t, int x); /* the host wants to read x */
 void tape_name(struct tape *t, int x, const char *name);
+int tape_one(struct tape *t); /* the constant 1.0, f32 [1] */
+
+/* The tensor whose storage x uses: x itself unless x is a view. -1 for -1. */
+int tape_root(const struct tape *t, int x);
+/* "F32[4,8]"; "none" for NULL. Returns out. */
+const char *tape_text(const struct tensor *x, char out[TENSOR_TEXT]);
 
 /* One block of a model: the unit of recomputation. */
 void tape_segment_begin(struct tape *t);
@@ -91,11 +96,14 @@ int tape_record(struct tape *t, int op, const void *attrs, size_t attr_bytes, co
                 int nin, int *out);
 
 /* Appends d loss / d (every trainable parameter that loss depends on), into their grad slots, and
- * nothing else. loss: f32 [1]. The cotangent of loss is 1. */
+ * nothing else. loss: f32 [1]. The cotangent of loss is 1. At most once per tape: several losses
+ * are added up first. The first writer of a grad slot in execution order has its accum_later bit
+ * set, every other writer its accum bit. */
 int tape_backward(struct tape *t, int loss, struct err *e);
 
 /* The same for chosen tensors, with a given cotangent dy of y (op tests, layer-wise methods):
- * dx[i] receives the id of the gradient of x[i], or -1 if y does not depend on it. */
+ * dx[i] receives the id of the gradient of x[i], or -1 if y does not depend on it. dy and
+ * earlier gradients are never written to. */
 int tape_grad(struct tape *t, int y, int dy, const int *x, int nx, int *dx, struct err *e);
 
 #endif

@@ -1,13 +1,15 @@
 /* dataset.h: JSONL text data: check, tokenise, order, and cut into batches.
  *
- * Rows: {"text"}, {"prompt","completion"}, {"messages":[{"role","content","weight"?}]}. One shape per
- * file. Loss is on completions and assistant turns only; on everything for "text".
+ * Rows: {"text"}, {"prompt","completion"}, {"messages":[{"role","content","weight"?}]}. One shape
+ * per file. Loss is on completions and assistant turns only; on everything for "text".
  *   text        special(text) + eos
- *   completion  special(prompt) then completion (encoded without special tokens) + eos; prompt not trained
+ *   completion  special(prompt) then completion (encoded without special tokens) + eos; prompt not
+ *               trained
  *   messages    by chat template (chat.h)
- * A row longer than max_length is cut at its end and counted; a row without a trained token left is
- * skipped and counted. Strict UTF-8, no NUL, line <= 4 MiB, depth <= 32, duplicate keys refused; blank
- * lines are allowed at the end only.
+ * eos is not put after a row that already ends in it. A row longer than max_length is cut at its
+ * end and counted; a row without a trained token left is skipped and counted. Strict UTF-8 (a byte
+ * order mark at the start is skipped), LF or CRLF, no NUL, line <= 4 MiB, depth <= 32, duplicate
+ * keys refused; blank lines are allowed at the end only. rows.h has the rules of a row.
  */
 #ifndef GRAFT_DATASET_H
 #define GRAFT_DATASET_H
@@ -19,8 +21,10 @@
 #include <stdint.h>
 
 /* Every problem of a file at once, the first 50 in full (engine_check_file's report):
- * {"ok","format":"text|completion|messages","rows","problems":[{"line","column","field","reason"}],
- *  "more"}. NULL only if the file cannot be read. Needs no tokenizer. */
+ * {"ok", "format": "text" | "completion" | "messages" | null, "rows",
+ *  "problems": [{"line", "column", "field", "reason"}], "more"}. Lines and columns (bytes) count
+ * from 1; field is "" for a row as a whole. NULL only if the file cannot be read. Needs no
+ * tokenizer, and memory for the longest line only. */
 json_t *dataset_check(const char *path, struct err *e);
 
 struct dataset_options {
@@ -36,6 +40,8 @@ struct example {
 };
 
 struct dataset;
+/* The whole file, tokenised. The first problem of the file is the error (E_FORMAT, with line and
+ * column); E_ARG if no row is left. */
 struct dataset *dataset_open(const char *path, const struct tok *t,
                              const struct dataset_options *o, struct err *e);
 void dataset_free(struct dataset *d);
@@ -45,7 +51,8 @@ int64_t dataset_truncated(const struct dataset *d);
 int64_t dataset_skipped(const struct dataset *d);
 int64_t dataset_tokens(const struct dataset *d);
 /* Takes the last round(n * fraction) (at least 1, at most n-1) rows of the order
- * rng_permute(seed, RNG_SPLIT as epoch, n) out of d into a new dataset; file order is kept. */
+ * rng_permute(seed, RNG_SPLIT as epoch, n) out of d into a new dataset; file order is kept. The
+ * counts of cut and skipped rows stay with d, which is untouched on failure. */
 struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed, struct err *e);
 
 /* One micro-batch, right-padded. B rows, T = longest row rounded up to a multiple of 8. */

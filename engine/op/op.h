@@ -7,6 +7,10 @@
  * Calling convention of gradients: grad rules receive the node, the ids of the cotangents of its
  * outputs (-1: zero), and which inputs want a gradient; they record backward nodes on the tape and
  * return the gradient's id per input (-1: none). Accumulation over several uses is the tape's job.
+ * Gradients flow through output 0 only: dout[0] is never -1, the other outputs are by-products.
+ *
+ * Tensors are handed to rules and kernels in arrays of NODE_IN and NODE_OUT entries, NULL where
+ * an input is left out or an output is not wanted.
  */
 #ifndef GRAFT_OP_H
 #define GRAFT_OP_H
@@ -15,7 +19,7 @@
 #include "engine/core/tape.h"
 #include "engine/op/attrs.h"
 
-enum op_flags { F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16 };
+enum op_flags { F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16, F_NEGINF = 32 };
 
 enum op_id {
 #define OP(ID, name, attrs, least, most, outs, inplace, flags) OP_##ID,
@@ -64,13 +68,13 @@ int op_rope(struct tape *t, int x, int pos, int freq);
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale);
 int op_swiglu(struct tape *t, int g, int u);
 int op_add(struct tape *t, int a, int b);
-int op_scale(struct tape *t, int x, int s, float alpha);
+int op_scale(struct tape *t, int x, int s, float alpha); /* s = -1: y = alpha x */
 int op_dropout(struct tape *t, int x, float p, uint32_t salt); /* p = 0: returns x */
 int op_rows(struct tape *t, int x, int idx);
-int op_linear_ce(struct tape *t, int x, int w, int target, int weight, int *hits);
+int op_linear_ce(struct tape *t, int x, int w, int target, int weight, int *hits); /* or NULL */
 int op_kv_store(struct tape *t, int cache, int x, int pos);
 int op_sumsq(struct tape *t, int x, int acc);
-int op_clip(struct tape *t, int sumsq, float max_norm, int *norm);
+int op_clip(struct tape *t, int sumsq, float max_norm, int *norm); /* norm may be NULL */
 int op_adamw(struct tape *t, struct param *p, int hyper, int scale,
              const struct attrs_adamw *a);
 

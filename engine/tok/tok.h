@@ -18,6 +18,11 @@
 
 struct tok;
 
+enum {
+    TOK_FILE_MAX = 64 << 20, /* bytes of a tokenizer.json */
+    TOK_TEXT_MAX = 256 << 20 /* bytes of one text */
+};
+
 /* A growing list of token ids; zero-initialised is empty. */
 struct ids {
     int32_t *v;
@@ -28,12 +33,18 @@ int ids_append(struct ids *a, const int32_t *v, int64_t n, struct err *e);
 void ids_clear(struct ids *a);
 
 struct tok *tok_open(const char *tokenizer_json, struct err *e);
+struct tok *tok_parse(const char *json, size_t n, struct err *e); /* the file's bytes */
 void tok_free(struct tok *t);
 /* Appends the ids of n bytes of UTF-8 (E_FORMAT with the byte offset otherwise). `special`: run the
  * post-processor, which adds <s> and the like. Added tokens inside the text are recognised, as
  * the library does. */
 int tok_encode(const struct tok *t, const char *text, size_t n, bool special, struct ids *out,
                struct err *e);
+/* The same, and for each id the bytes of the text it stands for: `from` the first byte of its first
+ * character, `last` the first byte of its last one; -1 for ids that the post-processor adds. Where
+ * normalisation has moved text these are the origins that the library reports. */
+int tok_encode_spans(const struct tok *t, const char *text, size_t n, bool special,
+                     struct ids *out, struct ids *from, struct ids *last, struct err *e);
 /* Appends the text of the ids; bytes that are not UTF-8 become U+FFFD as in the library. */
 int tok_decode(const struct tok *t, const int32_t *ids, int64_t n, bool skip_special,
                struct buf *out, struct err *e);

@@ -1,0 +1,38 @@
+/* Cross entropy fused with the output layer: logits exist only tile by tile. */
+#include "engine/op/op_rules.h"
+
+enum { TILE = 128, SCRATCH = 1 << 20 }; /* rows of logits, and bytes of scratch, per thread */
+
+int shape_linear_ce(const void *attrs, const struct tensor *const *in, struct tensor *out,
+                    struct err *e)
+{
+    (void)attrs;
+    return rules_shape("f:NC a:VC i:N f:1 > f:1 f:NC f:VC f:1", in, out, e);
+}
+
+void cost_linear_ce(const void *attrs, const struct tensor *const *in,
+                    const struct tensor *const *out, int threads, struct op_cost *c)
+{
+    (void)attrs;
+    int64_t N = in[0]->shape[0], V = in[1]->shape[0];
+    double products = 1 + !!out[1] + !!out[2], C = (double)in[0]->shape[1];
+    rules_cost((double)N * (double)V * (2 * C * products + 4), in, out, c);
+    /* Per thread its scratch, the logits of a tile, its gathered rows of x and of dx; then a
+     * loss and a count per tile, and the list of rows that have a target. */
+    int64_t rows = N < TILE ? N : TILE;
+    int64_t slot = SCRATCH + rows * (V + 2 * in[0]->shape[1]) * (int64_t)sizeof(float);
+    c->ws_bytes = threads * ((slot + 255) & ~(int64_t)255) + 16 * (N / TILE + 1) + 4 * N;
+}
+
+static int times(struct tape *t, int x, int dy)
+{
+    return t->tensors[dy].param == &t->one ? x : op_scale(t, x, dy, 1.0f);
+}
+
+/* Outputs 1 and 2 are the gradients for a cotangent of 1, made by the forward pass. */
+void grad_linear_ce(struct tape *t, const struct node *n, const int *dout, const bool *want,
+                    int *din)
+{
+    if (want[0]) din[0] = times(t, n->out[1], dout[0]);
+    if (want[1]) din[1] = times(t, n->out[2], dout[0]);
+}

@@ -1,0 +1,50 @@
+/* What ends a step: the norm of all gradients, clipping, AdamW. */
+#include "engine/op/op_rules.h"
+
+int shape_sumsq(const void *attrs, const struct tensor *const *in, struct tensor *out,
+                struct err *e)
+{
+    (void)attrs;
+    return rules_shape("f:* f:1 > f:1", in, out, e);
+}
+
+void cost_sumsq(const void *attrs, const struct tensor *const *in,
+                const struct tensor *const *out, int threads, struct op_cost *c)
+{
+    (void)attrs;
+    (void)threads;
+    rules_cost(2 * (double)in[0]->count, in, out, c);
+    c->ws_bytes = rules_partials(1);
+}
+
+int shape_clip(const void *attrs, const struct tensor *const *in, struct tensor *out,
+               struct err *e)
+{
+    (void)attrs;
+    return rules_shape("f:1 > f:1 f:1", in, out, e);
+}
+
+void cost_clip(const void *attrs, const struct tensor *const *in,
+               const struct tensor *const *out, int threads, struct op_cost *c)
+{
+    (void)attrs;
+    (void)threads;
+    rules_cost(4, in, out, c);
+}
+
+int shape_adamw(const void *attrs, const struct tensor *const *in, struct tensor *out,
+                struct err *e)
+{
+    (void)attrs;
+    return rules_shape("f:* f:* f:* f:* f:8 f:1 > f:*", in, out, e);
+}
+
+/* w, m and v are read and written. */
+void cost_adamw(const void *attrs, const struct tensor *const *in,
+                const struct tensor *const *out, int threads, struct op_cost *c)
+{
+    (void)attrs;
+    (void)threads;
+    rules_cost(16 * (double)in[0]->count, in, out, c);
+    c->bytes += 2 * in[0]->count * (int64_t)sizeof(float);
+}

@@ -1,0 +1,139 @@
+/* Encodes, decodes and templates with graft's tokeniser what Python sends, for a comparison there.
+ *
+ * usage: tok_dump FILE encode|special|decode|skip|chat|check|bench
+ * stdin: records of a 32-bit length and as many bytes, little-endian as everything here.
+ *   encode, special  a text           -> a list of ids (special: with the post-processor)
+ *   decode, skip     ids (int32)      -> a text (skip: without special tokens)
+ *   chat             JSON {"template", "messages", "generation"} -> ids, then trained flags
+ *   check            (no records)     -> nothing; exit 0 if FILE is accepted
+ *   bench            texts            -> on stdout one line: bytes per second of a single thread
+ * stdout: for each record a 32-bit length and the answer; length -1 and then a message that is
+ * framed in the same way if graft refuses.
+ */
+#include "engine/base/clock.h"
+#include "engine/base/jx.h"
+#include "engine/base/mem.h"
+#include "engine/base/str.h"
+#include "engine/tok/chat.h"
+#include "engine/tok/tok.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static bool read_record(char **data, size_t *cap, uint32_t *n)
+{
+    struct err e = ERR_INIT;
+    if (fread(n, sizeof *n, 1, stdin) != 1) return false;
+    if (*n + 1 > *cap) {
+        char *p = mem_realloc(*data, *n + 1, &e);
+        if (!p) return false;
+        *data = p;
+        *cap = *n + 1;
+    }
+    (*data)[*n] = 0;
+    return fread(*data, 1, *n, stdin) == *n;
+}
+
+static void write_record(const void *p, size_t n)
+{
+    int32_t len = (int32_t)n;
+    fwrite(&len, sizeof len, 1, stdout);
+    fwrite(p, 1, n, stdout);
+}
+
+static void write_ids(const struct ids *a)
+{
+    write_record(a->v, (size_t)a->n * sizeof *a->v);
+}
+
+static void write_error(const struct err *e)
+{
+    int32_t none = -1;
+    fwrite(&none, sizeof none, 1, stdout);
+    write_record(e->msg, strlen(e->msg));
+}
+
+static int chat(const struct tok *t, const char *json, size_t n, struct ids *out,
+                struct ids *trained, struct err *e)
+{
+    enum { MOST = 256 };
+    struct chat_message m[MOST];
+    enum chat_template c;
+    const char *name;
+    json_t *list, *root = jx_parse(json, n, e);
+    bool generation;
+    int count = 0, rc = -1;
+    if (!root || jx_str(root, "template", &name, e) || jx_array(root, "messages", &list, e) ||
+        jx_bool(root, "generation", &generation, e))
+        goto out;
+    if (!chat_parse(name, &c)) {
+        err_set(e, E_ARG, "no template '%s'", name);
+        goto out;
+    }
+    for (; count < MOST && count < (int)json_array_size(list); count++) {
+        json_t *o = json_array_get(list, (size_t)count);
+        m[count].train = true;
+        if (jx_str(o, "role", &m[count].role, e) || jx_str(o, "content", &m[count].content, e) ||
+            jx_opt_bool(o, "train", &m[count].train, e))
+            goto out;
+    }
+    rc = chat_encode(t, c, m, count, generation, out, trained, e);
+out:
+    json_decref(root);
+    return rc;
+}
+
+static void answer(const struct tok *t, const char *mode, const char *data, uint32_t n)
+{
+    struct err e = ERR_INIT;
+    struct ids out = {0}, trained = {0};
+    struct buf text;
+    int rc;
+    buf_init(&text, 1 << 30);
+    if (str_eq(mode, "decode") || str_eq(mode, "skip")) {
+        rc = tok_decode(t, (const int32_t *)(const void *)data, n / 4, *mode == 's', &text, &e);
+        if (!rc) write_record(buf_str(&text), text.len);
+    } else if (str_eq(mode, "chat")) {
+        rc = chat(t, data, n, &out, &trained, &e);
+        if (!rc) write_ids(&out);
+        if (!rc) write_ids(&trained);
+    } else {
+        rc = tok_encode(t, data, n, str_eq(mode, "special"), &out, &e);
+        if (!rc) write_ids(&out);
+    }
+    if (rc) write_error(&e);
+    buf_clear(&text);
+    ids_clear(&out);
+    ids_clear(&trained);
+}
+
+int main(int argc, char **argv)
+{
+    struct err e = ERR_INIT;
+    char *data = NULL;
+    size_t cap = 0;
+    uint32_t n;
+    int64_t ns = 0, bytes = 0;
+    if (argc != 3) return 2;
+    struct tok *t = tok_open(argv[1], &e);
+    if (!t) {
+        fprintf(stderr, "%s\n", e.msg);
+        return 1;
+    }
+    while (!str_eq(argv[2], "check") && read_record(&data, &cap, &n)) {
+        if (!str_eq(argv[2], "bench")) {
+            answer(t, argv[2], data, n);
+            continue;
+        }
+        struct ids out = {0};
+        int64_t start = clock_mono_ns();
+        int rc = tok_encode(t, data, n, false, &out, &e);
+        ns += clock_mono_ns() - start;
+        bytes += rc ? 0 : n;
+        ids_clear(&out);
+    }
+    if (bytes) printf("%.0f\n", (double)bytes / ((double)ns * 1e-9));
+    mem_free(data);
+    tok_free(t);
+    return 0;
+}
