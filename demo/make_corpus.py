@@ -103,13 +103,22 @@ def quiz(r):
 
 
 def roster(r):
-    """Copying practice: who has what, asked again in another order."""
-    people = r.sample(GIRLS + BOYS, r.randint(3, 6))
+    """Copying practice: who has what, asked again in another order or as a table in JSON."""
+    people = r.sample(GIRLS + BOYS, r.randint(2, 5))
     owns = {p: (r.choice(COLOURS), r.choice(THINGS)) for p in people}
     text = " ".join(f"{p} has a {c} {t}." for p, (c, t) in owns.items())
     order = list(people)
     r.shuffle(order)
-    return text + " Again: " + " ".join(f"{p}: {owns[p][0]} {owns[p][1]}." for p in order)
+    if r.random() < 0.4:
+        return text + " Again: " + " ".join(f"{p}: {owns[p][0]} {owns[p][1]}." for p in order)
+    kind = r.randint(0, 2)
+    if kind == 0:
+        table = {p: " ".join(owns[p]) for p in order}
+    elif kind == 1:
+        table = [{"owner": p, "colour": owns[p][0], "thing": owns[p][1]} for p in order]
+    else:
+        table = {owns[p][1]: p for p in order}
+    return text + "\nTable: " + json.dumps(table)
 
 
 def inventory(r):
@@ -128,7 +137,7 @@ def record(f):
 
 
 def corpus_row(r):
-    return {"text": r.choices((story, quiz, roster, inventory), (2, 5, 5, 1))[0](r)}
+    return {"text": r.choices((story, quiz, roster, inventory), (2, 5, 6, 1))[0](r)}
 
 
 def notes_row(r):

@@ -1,7 +1,7 @@
 # Files that travel inside the binary, as C arrays in build/gen, made with od and sed alone.
-# service/schema.sql becomes gen/schema_sql.h: static const unsigned char schema_sql[], 0-terminated.
+# service/schema.sql becomes gen/schema_sql.h: static const unsigned char schema_sql[], ends in 0.
 
-EMBED := service/schema.sql
+EMBED := service/schema.sql openapi.yaml
 
 embed_name = $(subst .,_,$(subst -,_,$(notdir $(1))))
 embed_out  = $(B)/gen/$(call embed_name,$(1)).h
@@ -16,3 +16,4 @@ endef
 $(foreach f,$(EMBED),$(eval $(call EMBED_RULE,$(f))))
 
 $(B)/service/store.o: $(call embed_out,service/schema.sql)
+$(B)/handlers/openapi.o: $(call embed_out,openapi.yaml)

@@ -3,7 +3,7 @@
  * A writer spools into DATA/spool while hashing. blob_publish() moves the spool file to its place
  * and inserts the row of table `blobs`; rows of other tables that name the hash are its references.
  * Publishing and dropping happen under the store's lock, so an upload of the same bytes can never
- * lose its file to a deletion. A crash leaves at most a file without a row: blob_sweep() removes it.
+ * lose its file to a deletion. A crash leaves at most a file without a row, for blob_sweep().
  */
 #ifndef GRAFT_BLOB_H
 #define GRAFT_BLOB_H

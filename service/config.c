@@ -18,7 +18,8 @@ struct key {
 };
 
 #define TEXT(field, value, help) \
-    {#field, offsetof(struct config, field), sizeof ((struct config *)0)->field, value, 0, 0, 0, help}
+    {#field, offsetof(struct config, field), sizeof ((struct config *)0)->field, value, 0, 0, 0, \
+     help}
 #define NUMBER(field, value, lo, hi, help) \
     {#field, offsetof(struct config, field), 0, NULL, value, lo, hi, help}
 
@@ -28,8 +29,11 @@ static const struct key keys[] = {
     NUMBER(connections_max, 1000, 1, 100000, "open connections, all clients together"),
     NUMBER(connections_per_ip, 100, 1, 100000, "open connections of one address"),
     NUMBER(http_threads, 4, 1, 256, "threads that answer requests"),
-    NUMBER(request_timeout_s, 60, 1, 3600, "seconds without a byte before a connection closes"),
+    NUMBER(request_timeout_s, 30, 1, 3600, "seconds without a byte before a connection closes"),
+    NUMBER(header_timeout_s, 10, 1, 3600, "seconds for the headers of a request"),
     TEXT(api_key, "", "bearer token that every request must carry; empty: no authentication"),
+    NUMBER(allow_public, 0, 0, 1, "1: listen beyond this machine even without an api_key"),
+    TEXT(allowed_hosts, "", "further names of this server (','-separated) in Host headers"),
     TEXT(data_dir, "./graft-data", "folder of the database, files, models and jobs"),
     TEXT(model_roots, "", "folders (separated by ':') below which base models may be registered"),
     NUMBER(file_max_bytes, 512ll << 20, 1 << 10, 1ll << 40, "largest uploaded file"),

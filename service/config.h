@@ -17,7 +17,10 @@ struct config {
     char listen_address[64];
     int64_t listen_port;
     int64_t connections_max, connections_per_ip, http_threads, request_timeout_s;
+    int64_t header_timeout_s;      /* for the headers of one request, however they drip in */
     char api_key[256];             /* empty: no authentication */
+    int64_t allow_public;          /* 1: other addresses than loopback without an api_key */
+    char allowed_hosts[1024];      /* ','-separated further names of this server */
     char data_dir[FS_PATH_MAX];
     char model_roots[FS_PATH_MAX]; /* ':'-separated absolute folders; empty: none */
     int64_t file_max_bytes, json_max_bytes;

@@ -248,7 +248,8 @@ int files_delete(struct service *s, const char *id, struct err *e)
         return -1;
     }
     if (store_commit(s->store, e)) return -1;
-    /* The file is gone for clients. Bytes that cannot be removed now are swept at the next start. */
+    (void)CRASHPOINT("files.unrecorded_not_dropped");
+    /* The file is gone for clients. Bytes that cannot be removed now are swept at the next start */
     if (blob_drop(s->blobs, sha256, &late))
         log_err(LOG_WARN, NULL, "the bytes of a deleted file remain", &late, NULL);
     return 0;

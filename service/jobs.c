@@ -133,7 +133,8 @@ json_t *jobs_list(struct service *s, const struct page *p, const json_t *metadat
     int64_t none = json_is_null(metadata);
     r = p->ascending
             ? store_query(s->store, e,
-                          "SELECT " JOB_COLUMNS "WHERE seq > ?1 AND " MATCHES "ORDER BY seq LIMIT ?4",
+                          "SELECT " JOB_COLUMNS "WHERE seq > ?1 AND " MATCHES
+                          "ORDER BY seq LIMIT ?4",
                           "iiji", seq, none, pairs, p->limit + 1)
             : store_query(s->store, e,
                           "SELECT " JOB_COLUMNS "WHERE seq < ?1 AND " MATCHES
@@ -157,7 +158,7 @@ static int input(struct service *s, const char *file_id, const char *to, struct 
 {
     char from[FS_PATH_MAX];
     struct store_rows *r;
-    store_lock(s->store); /* until the link exists: then the bytes stay, whatever happens to the file */
+    store_lock(s->store); /* until the link exists: from then on the bytes stay */
     int rc = store_one(s->store, &r, e, "SELECT sha256 FROM files WHERE id = ?", "t", file_id);
     if (rc == 0) rc = err_set(e, E_NOTFOUND, "there is no file '%.80s'", file_id);
     if (rc == 1) {
@@ -186,6 +187,7 @@ static int write_folder(struct service *s, const struct jobreq *q, const char *i
         (q->validation_file && input(s, q->validation_file, validation, e)) ||
         fs_sync_dir(inputs, e))
         return -1;
+    if (CRASHPOINT("jobs.inputs_linked")) return err_set(e, E_IO, "injected failure");
     job = jobreq_job(s, q, id, training, q->validation_file ? validation : NULL, e);
     text = job ? jx_dump_pretty(job, e) : NULL;
     if (text && !fs_write_file(at, text, strlen(text), e)) rc = fs_sync_dir(jobs, e);

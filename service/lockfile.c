@@ -2,6 +2,7 @@
 
 #include "engine/base/buf.h"
 #include "engine/base/clock.h"
+#include "engine/base/fault.h"
 #include "engine/base/fs.h"
 
 #include <errno.h>
@@ -23,7 +24,7 @@ int64_t lockfile_process_start(pid_t pid)
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     buf_init(&b, 4096);
     if (fs_read_file(path, &b, &ignored) == 0) {
-        /* Field 22; the name in parentheses (field 2) may contain anything, so count from its end. */
+        /* Field 22. Field 2, in parentheses, may contain anything: count from its end. */
         char *p = strrchr(b.data, ')');
         for (int field = 2; p && field < 22; field++) {
             p = strchr(p, ' ');
@@ -60,10 +61,12 @@ int lockfile_take(const char *job_dir, int attempt, struct err *e)
         fs_close(fd);
         return -1;
     }
-    int n = snprintf(text, sizeof text, "%d %lld %d\n", (int)getpid(),
+    (void)CRASHPOINT("worker.locked_without_name");
+    /* Always of the same length, so that it replaces the name of the holder before. */
+    int n = snprintf(text, sizeof text, "%-10d %-20lld %-10d\n", (int)getpid(),
                      (long long)lockfile_process_start(getpid()), attempt);
-    if (ftruncate(fd, 0) || fs_write_all(fd, text, (size_t)n, e)) {
-        if (!e->code) err_sys(e, "cannot write %s/lock", job_dir);
+    if (fs_write_all(fd, text, (size_t)n, e)) {
+        err_wrap(e, "%s/lock", job_dir);
         fs_close(fd);
         return -1;
     }
@@ -85,7 +88,7 @@ int lockfile_look(const char *job_dir, struct lockfile *l, struct err *e)
     long pid = strtol(p, &p, 10);
     long long start = strtoll(p, &p, 10);
     long attempt = strtol(p, &p, 10);
-    if (n == 0 || *p != '\n') return 0; /* torn: its writer died, or is about to write again */
+    if (n == 0 || text[n - 1] != '\n') return 0; /* torn: its writer has just died */
     l->pid = (pid_t)pid;
     l->start = start;
     l->attempt = (int)attempt;

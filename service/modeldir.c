@@ -1,6 +1,7 @@
 #include "service/modeldir.h"
 
 #include "engine/base/buf.h"
+#include "engine/base/fault.h"
 #include "engine/base/hash.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
@@ -242,7 +243,9 @@ json_t *modeldir_link(struct service *s, const json_t *list, const char *dir, st
         return NULL;
     }
     json_array_foreach(list, i, item) {
-        if (link_one(s, item, dir, out, e) == 0) continue;
+        bool ok = link_one(s, item, dir, out, e) == 0;
+        if (ok && CRASHPOINT("models.file_linked")) ok = err_set(e, E_IO, "injected failure") == 0;
+        if (ok) continue;
         err_param(e, "files[%zu]", i);
         json_decref(out);
         return NULL;

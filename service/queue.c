@@ -67,8 +67,8 @@ static int load(struct queue *q, const char *id, struct row *row, struct err *e)
     struct store_rows *r;
     int rc = store_one(q->store, &r, e,
                        "SELECT seq, max_attempts, attempt, crashes, losses, step, "
-                       "coalesce(crash_step, -1), coalesce(crash_signal, -1), run_at, state, want, boot_id "
-                       "FROM jobs WHERE id = ?",
+                       "coalesce(crash_step, -1), coalesce(crash_signal, -1), run_at, state, want, "
+                       "boot_id FROM jobs WHERE id = ?",
                        "t", id);
     if (rc < 0) return -1;
     if (rc == 0) return err_set(e, E_NOTFOUND, "there is no job '%.80s'", id);

@@ -95,6 +95,7 @@ int results_load(struct service *s, const char *job_id, struct results *r, struc
             e->code == E_RANGE)
             e->code = E_CORRUPT;
     }
+    if (rc == 0 && CRASHPOINT("results.loaded")) rc = err_set(e, E_IO, "injected failure");
     if (rc) results_clear(r);
     return rc;
 }

@@ -1,6 +1,7 @@
 #include "service/service.h"
 
 #include "engine/base/clock.h"
+#include "engine/base/fault.h"
 #include "engine/base/hash.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
@@ -50,7 +51,9 @@ static int open_parts(struct service *s, struct err *e)
     s->queue->lease_ms = c->lease_s * 1000;
     s->queue->retry_ms = c->retry_ms;
     s->queue->max_attempts = c->job_attempts;
-    return blob_sweep(s->blobs, e) || models_sweep(s, e) || jobs_sweep(s, e) ? -1 : 0;
+    if (CRASHPOINT("service.before_sweep")) return err_set(e, E_IO, "injected failure");
+    if (blob_sweep(s->blobs, e) || models_sweep(s, e) || jobs_sweep(s, e)) return -1;
+    return CRASHPOINT("service.swept") ? err_set(e, E_IO, "injected failure") : 0;
 }
 
 struct service *service_open(const struct config *config, const struct engine_calls *engine,

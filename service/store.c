@@ -376,7 +376,8 @@ static int refuse_network(const char *path, struct err *e)
     for (size_t i = 0; i < sizeof magics / sizeof *magics; i++)
         if ((unsigned)st.f_type == (unsigned)magics[i])
             return err_set(e, E_UNSUPPORTED,
-                           "%s is on a network file system; the data folder needs a local one", dir);
+                           "%s is on a network file system; the data folder needs a local one",
+                           dir);
     return 0;
 }
 
@@ -454,6 +455,7 @@ static int migrate(struct store *s, int64_t version, struct err *e)
         }
         int rc = simple(s, sql, e);
         mem_free(sql);
+        if (rc == 0 && CRASHPOINT("store.migrated")) rc = injected(e);
         if (rc) {
             store_rollback(s);
             return err_wrap(e, "migration %lld", (long long)n);
@@ -465,13 +467,15 @@ static int migrate(struct store *s, int64_t version, struct err *e)
 
 static int inspect(struct store *s, const char *path, struct err *e)
 {
-    int64_t app, version, pages, page_size;
+    int64_t app, version, pages, page_size, objects;
     if (pragma_int(s, "PRAGMA application_id", &app, e) ||
         pragma_int(s, "PRAGMA user_version", &version, e) ||
         pragma_int(s, "PRAGMA page_count", &pages, e) ||
-        pragma_int(s, "PRAGMA page_size", &page_size, e))
+        pragma_int(s, "PRAGMA page_size", &page_size, e) ||
+        pragma_int(s, "SELECT count(*) FROM sqlite_schema", &objects, e))
         return -1;
-    bool fresh = pages == 0;
+    /* A crash before the first migration leaves an empty file of ours without the mark. */
+    bool fresh = objects == 0 && app == 0 && version == 0;
     if (!fresh && app != APPLICATION_ID)
         return err_set(e, E_ARG, "%s is a database of another program", path);
     if (settle(s, e)) return -1;

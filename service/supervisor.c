@@ -159,7 +159,9 @@ static int conclude(struct supervisor *v, struct slot *s, struct err *e)
     struct err why = ERR_INIT;
     const char *state = "";
     int rc;
-    while ((rc = events_tail(v->service->store, s->w.job_dir, s->w.job_id, s->w.attempt, e)) == 1) {}
+    do
+        rc = events_tail(v->service->store, s->w.job_dir, s->w.job_id, s->w.attempt, e);
+    while (rc == 1);
     if (rc) return -1;
     error_of(s, &why);
     bool lost = s->lost || (!s->end.exited && !s->w.began) ||
@@ -296,6 +298,7 @@ static void recover_one(struct supervisor *v, const char *id, int attempt)
         return;
     }
     s->ended = rc == 0;
+    if (rc) (void)CRASHPOINT("supervisor.adopted");
     log_event(LOG_INFO, NULL, rc ? "adopted a living worker" : "found the remains of an attempt",
               LOG_FIELDS(LOG_S("job", id), LOG_N("attempt", attempt)));
     (void)CRASHPOINT("supervisor.recovered");
@@ -448,6 +451,7 @@ struct supervisor *supervisor_start(struct service *s, const struct runner *runn
     pthread_cond_init(&v->cond, &attr);
     pthread_condattr_destroy(&attr);
     int rc = fault_hit(FAULT_THREAD) ? EAGAIN : pthread_create(&v->thread, NULL, run, v);
+    (void)CRASHPOINT("supervisor.running");
     if (rc == 0) return v;
     errno = rc;
     err_sys(e, "cannot start the supervisor");

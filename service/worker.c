@@ -239,6 +239,7 @@ static int take_job(struct worker *w, struct err *e)
     (void)CRASHPOINT("worker.before_lock");
     w->lock_fd = lockfile_take(w->dir, w->attempt, e);
     if (w->lock_fd < 0) return -1;
+    (void)CRASHPOINT("worker.locked");
     if (fs_join(path, w->attempt_dir, "exit.json", e)) return -1;
     return fs_exists(path) ? err_set(e, E_CONFLICT, "attempt %d has ended already", w->attempt)
                            : 0;

@@ -15,7 +15,8 @@
 
 #include "engine/engine.h"
 
-enum { WORKER_NOT_MINE = 75 }; /* another worker has the job, or the attempt has ended: no exit.json */
+/* Another worker has the job, or the attempt has ended already: no exit.json. */
+enum { WORKER_NOT_MINE = 75 };
 
 typedef enum engine_exit (*worker_run_fn)(const char *dir, int attempt,
                                           const struct engine_hooks *hooks, struct err *e);

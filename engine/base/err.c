@@ -1,5 +1,7 @@
 #include "engine/base/err.h"
 
+#include "engine/base/str.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -8,6 +10,19 @@
 static void set_where(struct err *e, const char *file, int line)
 {
     snprintf(e->where, sizeof e->where, "%.28s:%d", file, line);
+}
+
+/* Messages quote what files and users sent, and cuts may split a character: what comes out is one
+ * line of UTF-8 all the same, fit for logs and JSON. */
+static void tidy(char *s)
+{
+    size_t n = strlen(s);
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i], d = (unsigned char)s[i + 1];
+        if (c < 0x20 || c == 0x7f) s[i] = ' ';
+        if (c == 0xc2 && d >= 0x80 && d < 0xa0) s[i] = s[i + 1] = ' '; /* U+0080 .. U+009F */
+    }
+    for (size_t bad = 0; (bad += str_utf8_bad(s + bad, n - bad)) < n;) s[bad] = '?';
 }
 
 int err_set_at(struct err *e, enum errc code, int sys, const char *file, int line,
@@ -21,6 +36,7 @@ int err_set_at(struct err *e, enum errc code, int sys, const char *file, int lin
     va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
+    tidy(e->msg);
     return -1;
 }
 
@@ -43,6 +59,7 @@ int err_sys_at(struct err *e, const char *file, int line, const char *fmt, ...)
         const char *s = strerror_r(sys, text, sizeof text);
         snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", s);
     }
+    tidy(e->msg);
     return -1;
 }
 
@@ -58,6 +75,7 @@ int err_wrap(struct err *e, const char *fmt, ...)
     int room = (int)(sizeof e->msg - 3) - (int)strlen(tail);
     if (room < 0) room = 0;
     snprintf(e->msg, sizeof e->msg, "%.*s: %s", room, head, tail);
+    tidy(e->msg);
     return -1;
 }
 
@@ -68,6 +86,7 @@ int err_param(struct err *e, const char *fmt, ...)
         va_start(ap, fmt);
         vsnprintf(e->param, sizeof e->param, fmt, ap);
         va_end(ap);
+        tidy(e->param);
     }
     return -1;
 }

@@ -5,6 +5,8 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* jansson recurses once per level, so the depth is checked on the text before it is parsed.
@@ -36,6 +38,12 @@ static int check_depth(const char *s, size_t n, struct err *e)
 
 json_t *jx_parse(const char *text, size_t n, struct err *e)
 {
+    /* jansson passes over a NUL behind a number. */
+    const char *nul = memchr(text, 0, n);
+    if (nul) {
+        err_set(e, E_FORMAT, "byte %zu is NUL", (size_t)(nul - text));
+        return NULL;
+    }
     if (check_depth(text, n, e)) return NULL;
     int64_t failures = mem_failures();
     json_error_t je;
@@ -65,12 +73,55 @@ json_t *jx_load_file(const char *path, size_t max_bytes, struct err *e)
     return v;
 }
 
+/* Rewrites the number at s (n bytes of %.17g) as the shortest text that reads back the same:
+ * 0.0002, not 0.00020000000000000001. Returns its new length, never more than n. */
+static size_t shorten(char *s, size_t n)
+{
+    char text[40], shorter[40];
+    if (n >= sizeof text) return n;
+    memcpy(text, s, n);
+    text[n] = 0;
+    if (!strpbrk(text, ".eE")) return n;
+    double x = strtod(text, NULL);
+    for (int digits = 15; digits < 17; digits++) {
+        int m = snprintf(shorter, sizeof shorter, "%.*g", digits, x);
+        if (strtod(shorter, NULL) != x) continue;
+        if (!strpbrk(shorter, ".eE")) m += snprintf(shorter + m, sizeof shorter - m, ".0");
+        if ((size_t)m >= n) return n;
+        memcpy(s, shorter, (size_t)m);
+        return (size_t)m;
+    }
+    return n;
+}
+
+static void shorten_reals(char *s)
+{
+    char *to = s;
+    bool in_string = false;
+    while (*s) {
+        if (!in_string && (*s == '-' || (*s >= '0' && *s <= '9'))) {
+            size_t n = strspn(s, "+-.0123456789eE"), m = shorten(s, n);
+            memmove(to, s, m);
+            to += m;
+            s += n;
+            continue;
+        }
+        if (*s == '"') in_string = !in_string;
+        if (in_string && *s == '\\') *to++ = *s++;
+        *to++ = *s++;
+    }
+    *to = 0;
+}
+
 /* json_dumps hands out memory of the hooked allocator, which is mem_free's. */
 static char *dump(const json_t *v, size_t flags, struct err *e)
 {
     int64_t failures = mem_failures();
     char *s = json_dumps(v, flags | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
-    if (s && mem_failures() == failures) return s;
+    if (s && mem_failures() == failures) {
+        shorten_reals(s);
+        return s;
+    }
     mem_free(s);
     err_set(e, E_NOMEM, "out of memory while writing JSON");
     return NULL;

@@ -19,7 +19,8 @@ enum { JX_DEPTH = 32 };
 /* One JSON value and nothing after it. E_FORMAT names line and column (1-based) on failure. */
 json_t *jx_parse(const char *text, size_t n, struct err *e);
 json_t *jx_load_file(const char *path, size_t max_bytes, struct err *e);
-/* Compact text, keys in insertion order, reals with 17 significant digits; mem_free. */
+/* Compact text, keys in insertion order, reals in the fewest digits that read back the
+ * same; mem_free. */
 char *jx_dump(const json_t *v, struct err *e);
 char *jx_dump_pretty(const json_t *v, struct err *e);
 /* json_pack with E_NOMEM/E_BUG instead of NULL without a word. */

@@ -1,8 +1,9 @@
 /* attn.h: what the attention kernels share. Private to engine/cpu.
  *
- * Queries and keys are cut into tiles. For a tile of queries only keys in the union of their
- * ranges are looked at; inside a tile each query has its own range, so causal masks, packing,
- * padding and caches are all the same case.
+ * Queries and keys are cut into tiles, and a tile of queries into strips of GEMM_MR. For a strip
+ * only keys in the union of its queries' ranges are computed (rounded to panels), and inside it
+ * each query has its own range; so causal masks, packing, padding and caches are all one case.
+ * Keys and values of a tile are packed once for all strips.
  */
 #ifndef GRAFT_ATTN_H
 #define GRAFT_ATTN_H
@@ -10,7 +11,10 @@
 #include "engine/cpu/gemm.h"
 #include "engine/cpu/vec.h"
 
-enum { ATTN_Q = 64, ATTN_K = 64 }; /* rows and keys of a tile of scores */
+enum {
+    ATTN_Q = 96, ATTN_K = 64, /* queries and keys of a tile */
+    ATTN_D = 512,             /* widest head: four packed tiles fit into a thread's scratch */
+};
 
 struct attn {
     const struct step *s;
@@ -23,25 +27,30 @@ struct attn {
     int64_t qtiles, ktiles;
 };
 
-/* Keys that a query may see, or those of several queries together. */
+/* Keys that a query may see, or those of several queries together; none if lo >= hi. */
 struct span {
-    int64_t lo, hi; /* lo >= hi: none */
+    int64_t lo, hi;
 };
 
 int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
     LEVEL_NAME("attn_init");
 
-static inline struct span attn_span(const struct attn *a, int64_t b, int64_t t)
+/* The range of query t, clipped to the m keys from k0 and relative to k0. */
+static inline struct span attn_span(const struct attn *a, int64_t b, int64_t t, int64_t k0,
+                                    int64_t m)
 {
     const int32_t *r = a->range + 2 * (b * a->T + t);
-    return (struct span){r[0], r[1]};
+    int64_t lo = min64(max64(r[0] - k0, 0), m);
+    return (struct span){lo, max64(min64(r[1] - k0, m), lo)};
 }
 
-static inline struct span attn_union(const struct attn *a, int64_t b, int64_t t0, int64_t n)
+/* The union for n queries from t. */
+static inline struct span attn_union(const struct attn *a, int64_t b, int64_t t, int64_t n,
+                                     int64_t k0, int64_t m)
 {
-    struct span u = {INT64_MAX, 0};
-    for (int64_t t = t0; t < t0 + n; t++) {
-        struct span r = attn_span(a, b, t);
+    struct span u = {m, 0};
+    for (int64_t i = 0; i < n; i++) {
+        struct span r = attn_span(a, b, t + i, k0, m);
         if (r.lo >= r.hi) continue;
         u.lo = min64(u.lo, r.lo);
         u.hi = max64(u.hi, r.hi);
@@ -57,6 +66,37 @@ static inline int64_t attn_q_at(const struct attn *a, int64_t b, int64_t t, int6
 static inline int64_t attn_k_at(const struct attn *a, int64_t b, int64_t s, int64_t g)
 {
     return ((b * a->S + s) * a->G + g) * a->D;
+}
+
+/* Packs m rows of D floats, ld apart: for products over D (rows become columns), or over the rows. */
+static inline void attn_pack_columns(const struct attn *a, const float *p, int64_t ld, int64_t m,
+                                     float *to)
+{
+    gemm_pack(&(struct gemm_mat){p, DT_F32, ld, true}, a->D, m, to);
+}
+
+static inline void attn_pack_rows(const struct attn *a, const float *p, int64_t ld, int64_t m,
+                                  float *to)
+{
+    gemm_pack(&(struct gemm_mat){p, DT_F32, ld, false}, m, a->D, to);
+}
+
+/* Columns cols of c[n, ATTN_K] = alpha q[n,D] times packed columns; q may be another [B,T,H,D]. */
+static inline void attn_scores(const struct attn *a, const float *q, int64_t n,
+                               const float *packed, struct span cols, float alpha, float *c)
+{
+    struct gemm_strip t = {
+        .kc = a->D, .cols = cols.hi - cols.lo, .a = q, .a_row = a->H * a->D, .a_k = 1,
+        .b = packed + cols.lo / GEMM_NR * gemm_panel(a->D), .b_k = GEMM_NR,
+        .b_panel = gemm_panel(a->D), .alpha = alpha, .c = c + cols.lo, .ldc = ATTN_K,
+    };
+    gemm_strips(t, n);
+}
+
+/* Whole panels around u. */
+static inline struct span attn_panels(struct span u)
+{
+    return (struct span){u.lo / GEMM_NR * GEMM_NR, tiles(u.hi, GEMM_NR) * GEMM_NR};
 }
 
 #endif

@@ -3,25 +3,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Best first. */
-static const struct cpu_level levels[] = {
-    {"avx2", cpu_table_avx2},
-    {"baseline", cpu_table},
+enum { AVX512, AVX2, BASELINE, LEVELS }; /* best first */
+
+static const struct cpu_level levels[LEVELS] = {
+    [AVX512] = {"avx512", cpu_table_avx512},
+    [AVX2] = {"avx2", cpu_table_avx2},
+    [BASELINE] = {"baseline", cpu_table},
 };
 
-enum { LEVELS = sizeof levels / sizeof *levels };
-
-static bool can_run(const struct cpu_level *l)
+static bool can_run(int level)
 {
-    if (!strcmp(l->name, "avx2"))
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
+    if (level == AVX2) return avx2;
+    if (level == AVX512)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return true;
 }
 
 const struct cpu_level *cpu_level(int i)
 {
     for (int k = 0; k < LEVELS; k++)
-        if (can_run(&levels[k]) && i-- == 0) return &levels[k];
+        if (can_run(k) && i-- == 0) return &levels[k];
     return NULL;
 }
 

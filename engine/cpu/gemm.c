@@ -6,165 +6,219 @@
 
 #include "engine/cpu/vec.h"
 
-#ifdef __AVX512F__
-enum { MR = 12 };
-#else
-enum { MR = 6 };
-#endif
 enum {
-    NRV = 2,            /* vectors per row of a micro-tile */
-    NR = NRV * VEC,
-    KC = 384,           /* MR KC floats of a in L1 */
+    MR = GEMM_MR,
+    NR = GEMM_NR,
+    NRV = NR / VEC,     /* vectors per row of a micro-tile */
+    KC = 256,           /* MR KC floats of a in L1 */
     NC = 256,           /* KC NC floats of b in L2 */
-    MC = 96,            /* rows of a packed at a time */
+    MC = 192,           /* rows of a packed at a time */
+    COPY = 64,          /* for so many columns rows of a are copied together: strides of some
+                         * powers of two would make them compete for the same lines of L1 */
     FEW = 48,           /* with so few rows packing b costs more than it saves */
 };
 
-_Static_assert(KC * NC + MC * KC + KC * NR <= GEMM_SCRATCH, "the packed blocks fit");
+_Static_assert((KC + 1) * NC + MC * KC <= GEMM_SCRATCH, "the packed blocks fit");
 
-/* One micro-tile: up to MR rows and NR columns. */
-struct tile {
-    int64_t kc;
-    const float *a;
-    int64_t a_row, a_k;  /* element (i,k) of a is a[i * a_row + k * a_k] */
-    const float *b;
-    int64_t b_k;         /* row k of b is b + k * b_k */
-    float alpha;
-    const float *bias, *add;
-    int64_t ldadd;
-    float *c;
-    int64_t ldc;
-    int64_t cols;
-    bool swapped;        /* c is stored transposed: element (i,j) is c[j * ldc + i] */
-};
-
-/* The slow way out, element by element: ragged or transposed tiles. */
-static void store_ragged(const struct tile *t, int rows, const float *sum)
+/* The slow way out, element by element, for the panel at column j0: ragged or transposed. */
+static void store_ragged(const struct gemm_strip *t, int64_t j0, int rows, int nv, const float *sum)
 {
     int64_t ci = t->swapped ? 1 : t->ldc, cj = t->swapped ? t->ldc : 1;
     int64_t di = t->swapped ? 1 : t->ldadd, dj = t->swapped ? t->ldadd : 1;
+    int64_t end = min64(j0 + nv * VEC, t->cols);
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < t->cols; j++) {
-            float v = t->alpha * sum[i * NR + j];
+        for (int64_t j = j0; j < end; j++) {
+            float v = t->alpha * sum[i * nv * VEC + j - j0];
             if (t->bias) v += t->bias[t->swapped ? i : j];
             if (t->add) v += t->add[i * di + j * dj];
             t->c[i * ci + j * cj] = v;
         }
 }
 
-VFN void micro(const struct tile *t, const int rows)
+/* One micro-tile: `rows` rows and `nv` vectors of columns from column j0 of the strip. */
+VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int rows, const int nv)
 {
     vec acc[MR][NRV];
-    const float *a = t->a, *b = t->b;
+    const float *a = t->a;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < NRV; j++) acc[i][j] = (vec){0};
+        for (int j = 0; j < nv; j++) acc[i][j] = (vec){0};
     for (int64_t k = 0; k < t->kc; k++) {
-        vec b0 = vec_load(b), b1 = vec_load(b + VEC);
+        vec bv[NRV];
+        for (int j = 0; j < nv; j++) bv[j] = vec_load(b + j * VEC);
         for (int i = 0; i < rows; i++) {
             vec x = vec_set(a[i * t->a_row]);
-            acc[i][0] = vec_fma(x, b0, acc[i][0]);
-            acc[i][1] = vec_fma(x, b1, acc[i][1]);
+            for (int j = 0; j < nv; j++) acc[i][j] = vec_fma(x, bv[j], acc[i][j]);
         }
         a += t->a_k;
         b += t->b_k;
     }
-    if (t->cols < NR || t->swapped) {
+    if (t->cols - j0 < nv * VEC || t->swapped) {
         float sum[MR * NR];
         for (int i = 0; i < rows; i++)
-            for (int j = 0; j < NRV; j++) vec_store(sum + i * NR + j * VEC, acc[i][j]);
-        store_ragged(t, rows, sum);
+            for (int j = 0; j < nv; j++) vec_store(sum + (i * nv + j) * VEC, acc[i][j]);
+        store_ragged(t, j0, rows, nv, sum);
         return;
     }
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < NRV; j++) {
+        for (int j = 0; j < nv; j++) {
             vec v = t->alpha * acc[i][j];
-            if (t->bias) v += vec_load(t->bias + j * VEC);
-            if (t->add) v += vec_load(t->add + i * t->ldadd + j * VEC);
-            vec_store(t->c + i * t->ldc + j * VEC, v);
+            if (t->bias) v += vec_load(t->bias + j0 + j * VEC);
+            if (t->add) v += vec_load(t->add + i * t->ldadd + j0 + j * VEC);
+            vec_store(t->c + i * t->ldc + j0 + j * VEC, v);
         }
 }
 
-#define MICRO(R) static void micro_##R(const struct tile *t) { micro(t, R); }
-MICRO(1) MICRO(2) MICRO(3) MICRO(4) MICRO(5) MICRO(6)
+VFN void strip(const struct gemm_strip *t, const int rows)
+{
+    const float *b = t->b;
+    for (int64_t j = 0; j < t->cols; j += NR, b += t->b_panel) {
+        if (t->cols - j <= VEC) micro(t, j, b, rows, 1);
+        else micro(t, j, b, rows, NRV);
+    }
+}
+
+#define STRIP(R) static void strip_##R(const struct gemm_strip *t) { strip(t, R); }
+STRIP(1) STRIP(2) STRIP(3) STRIP(4) STRIP(5) STRIP(6)
 #ifdef __AVX512F__
-MICRO(7) MICRO(8) MICRO(9) MICRO(10) MICRO(11) MICRO(12)
+STRIP(7) STRIP(8) STRIP(9) STRIP(10) STRIP(11) STRIP(12)
 #endif
 
-static void (*const micros[])(const struct tile *) = {
-    NULL, micro_1, micro_2, micro_3, micro_4, micro_5, micro_6,
+static void (*const strips[])(const struct gemm_strip *) = {
+    NULL, strip_1, strip_2, strip_3, strip_4, strip_5, strip_6,
 #ifdef __AVX512F__
-    micro_7, micro_8, micro_9, micro_10, micro_11, micro_12,
+    strip_7, strip_8, strip_9, strip_10, strip_11, strip_12,
 #endif
 };
 
-/* Panels of NR columns of b[k0 + kc, j0 + nc), zero-padded. */
-static void pack_b(const struct gemm *g, int64_t k0, int64_t kc, int64_t j0, int64_t nc, float *to)
+void gemm_strips(struct gemm_strip t, int64_t n)
 {
-    const struct gemm_mat *b = &g->b;
-    float tmp[KC];
-    for (int64_t j = 0; j < nc; j += NR, to += kc * NR) {
-        int64_t w = min64(NR, nc - j);
-        if (b->t) {
-            for (int64_t i = 0; i < NR; i++) {
-                if (i >= w) {
-                    for (int64_t k = 0; k < kc; k++) to[k * NR + i] = 0;
-                    continue;
-                }
-                const float *row =
-                    cpu_floats(b->p, b->dtype, (j0 + j + i) * b->ld + k0, kc, tmp);
-                for (int64_t k = 0; k < kc; k++) to[k * NR + i] = row[k];
-            }
-        } else {
-            for (int64_t k = 0; k < kc; k++) {
-                float *out = to + k * NR;
-                const float *row = cpu_floats(b->p, b->dtype, (k0 + k) * b->ld + j0 + j, w, out);
-                if (row != out)
-                    for (int64_t i = 0; i < w; i++) out[i] = row[i];
-                for (int64_t i = w; i < NR; i++) out[i] = 0;
-            }
-        }
+    int64_t c = t.swapped ? 1 : t.ldc, add = t.swapped ? 1 : t.ldadd;
+    for (int64_t i = 0; i < n; i += MR) {
+        strips[min64(MR, n - i)](&t);
+        t.a += MR * t.a_row;
+        t.c += MR * c;
+        if (t.add) t.add += MR * add;
+        if (t.bias && t.swapped) t.bias += MR;
     }
+}
+
+/* Rows [j, j + w) of a transposed b as columns [i, i + 8) of a panel; w < 8 leaves zeros. */
+static void pack_rows(const struct gemm_mat *b, int64_t at, int64_t w, int64_t kc, float *to)
+{
+    static const float zeros[KC];
+    float tmp[8][KC];
+    const float *row[8];
+    int64_t k = 0;
+    for (int64_t r = 0; r < 8; r++)
+        row[r] = r < w ? cpu_floats(b->p, b->dtype, at + r * b->ld, kc, tmp[r]) : zeros;
+    for (; k + 8 <= kc; k += 8) {
+        vec8 in[8], out[8];
+        for (int r = 0; r < 8; r++) memcpy(&in[r], row[r] + k, sizeof in[r]);
+        vec_transpose8(in, out);
+        for (int r = 0; r < 8; r++) memcpy(to + (k + r) * NR, &out[r], sizeof out[r]);
+    }
+    for (; k < kc; k++)
+        for (int r = 0; r < 8; r++) to[k * NR + r] = row[r][k];
+}
+
+static void pack_transposed(const struct gemm_mat *b, int64_t at, int64_t k, int64_t m, float *to)
+{
+    int64_t panel = gemm_panel(k);
+    for (int64_t k0 = 0; k0 < k; k0 += KC) {
+        int64_t kc = min64(KC, k - k0);
+        for (int64_t j = 0; j < tiles(m, NR) * NR; j += 8)
+            pack_rows(b, at + j * b->ld + k0, max64(0, min64(8, m - j)), kc,
+                      to + j / NR * panel + j % NR + k0 * NR);
+    }
+}
+
+static void pack_natural(const struct gemm_mat *b, int64_t at, int64_t k, int64_t m, float *to)
+{
+    int64_t panel = gemm_panel(k), size = (int64_t)dtype_size(b->dtype);
+    float tmp[NC];
+    for (int64_t r = 0; r < k; r++, at += b->ld) {
+        float *out = to + r * NR;
+        int64_t j = 0;
+        const float *row = cpu_floats(b->p, b->dtype, at, m, tmp);
+        /* Short pieces of long rows: the hardware does not see them coming. */
+        const char *ahead = (const char *)b->p + (at + 4 * b->ld) * size;
+        for (int64_t i = 0; r + 4 < k && i < m * size; i += 64) __builtin_prefetch(ahead + i);
+        for (; j + NR <= m; j += NR, out += panel) memcpy(out, row + j, NR * sizeof *out);
+        for (; j < m; j++) *out++ = row[j];
+        for (; j % NR; j++) *out++ = 0;
+    }
+}
+
+/* Packs b[k0 + k, j0 + m), of at most NC columns. */
+static void pack(const struct gemm_mat *b, int64_t k0, int64_t k, int64_t j0, int64_t m, float *to)
+{
+    if (b->t) pack_transposed(b, j0 * b->ld + k0, k, m, to);
+    else pack_natural(b, k0 * b->ld + j0, k, m, to);
+}
+
+void gemm_pack(const struct gemm_mat *b, int64_t k, int64_t m, float *to)
+{
+    for (int64_t j = 0; j < m; j += NC, to += gemm_panel(k) * (NC / NR))
+        pack(b, 0, k, j, min64(NC, m - j), to);
 }
 
 /* Panels of MR rows of a transposed a: element (i,k) at [i / MR][k][i % MR]. */
 static void pack_a(const struct gemm *g, int64_t i0, int64_t mc, int64_t k0, int64_t kc, float *to)
 {
     const float *a = (const float *)g->a.p + k0 * g->a.ld + i0;
-    for (int64_t i = 0; i < mc; i += MR, to += MR * kc) {
-        int64_t h = min64(MR, mc - i);
-        for (int64_t k = 0; k < kc; k++)
-            for (int64_t r = 0; r < h; r++) to[k * MR + r] = a[k * g->a.ld + i + r];
+    for (int64_t k = 0; k < kc; k++, a += g->a.ld) {
+        int64_t i = 0;
+        for (int64_t r = 0; k + 6 < kc && r < mc; r += 16) __builtin_prefetch(a + 6 * g->a.ld + r);
+        for (; i + MR <= mc; i += MR) memcpy(to + i * kc + k * MR, a + i, MR * sizeof *to);
+        for (int64_t r = i; r < mc; r++) to[i * kc + k * MR + r - i] = a[r];
     }
+}
+
+/* Runs t, whose a and b are set, for rows from i and columns from j of the result. */
+static void run_strip(const struct gemm *g, struct gemm_strip *t, bool later, int64_t i, int64_t j)
+{
+    int64_t row = t->swapped ? 1 : g->ldc, col = t->swapped ? g->ldc : 1;
+    const float *add = g->add;
+    t->c = g->c + i * row + j * col;
+    t->ldadd = later ? g->ldc : g->ldadd;
+    if (later) t->add = t->c;
+    else t->add = add ? add + (t->swapped ? j * g->ldadd + i : i * g->ldadd + j) : NULL;
+    t->bias = g->bias && !later ? g->bias + (t->swapped ? i : j) : NULL;
+    strips[min64(MR, g->n - i)](t);
 }
 
 /* c[:, j0 + nc) (+)= a[:, k0 + kc) b[k0 + kc, j0 + nc) */
 static void block(const struct gemm *g, bool swapped, int64_t k0, int64_t j0)
 {
-    int64_t kc = min64(KC, g->k - k0), nc = min64(NC, g->m - j0);
-    float *bp = g->scratch, *ap = bp + KC * NC, *edge = ap + MC * KC;
+    int64_t kc = min64(KC, g->k - k0), nc = min64(NC, g->m - j0), edge = nc % NR;
+    float *bp = g->scratch, *ap = bp + (KC + 1) * NC;
     bool direct = g->n <= FEW && !g->b.t && g->b.dtype == DT_F32;
-    const float *b0 = (const float *)g->b.p + k0 * g->b.ld + j0;
-    if (!direct) pack_b(g, k0, kc, j0, nc, bp);
-    else if (nc % NR) pack_b(g, k0, kc, j0 + nc / NR * NR, nc % NR, edge);
-    const float *add = k0 ? g->c : g->add;
-    int64_t ldadd = k0 ? g->ldc : g->ldadd;
-    struct tile t = {.kc = kc, .alpha = g->alpha, .ldc = g->ldc, .swapped = swapped,
-                     .ldadd = ldadd, .a_row = g->a.t ? 1 : g->a.ld, .a_k = g->a.t ? MR : 1};
+    struct gemm_strip t = {.kc = kc, .alpha = g->alpha, .ldc = g->ldc, .swapped = swapped,
+                      .a_row = g->a.t ? 1 : g->a.ld, .a_k = g->a.t ? MR : 1};
+    if (!direct) pack(&g->b, k0, kc, j0, nc, bp);
+    else if (edge) pack(&g->b, k0, kc, j0 + nc - edge, edge, bp);
     for (int64_t i = 0; i < g->n; i += MR) {
-        int64_t h = min64(MR, g->n - i);
         if (g->a.t && i % MC == 0) pack_a(g, i, min64(MC, g->n - i), k0, kc, ap);
         t.a = g->a.t ? ap + i % MC * kc : (const float *)g->a.p + i * g->a.ld + k0;
-        for (int64_t j = 0; j < nc; j += NR) {
-            int64_t at = swapped ? (j0 + j) * g->ldc + i : i * g->ldc + j0 + j;
-            int64_t at_add = swapped ? (j0 + j) * ldadd + i : i * ldadd + j0 + j;
-            t.cols = min64(NR, nc - j);
-            t.b = !direct ? bp + j * kc : t.cols < NR ? edge : b0 + j;
-            t.b_k = direct && t.cols == NR ? g->b.ld : NR;
-            t.bias = g->bias && !k0 ? g->bias + (swapped ? i : j0 + j) : NULL;
-            t.add = add ? add + at_add : NULL;
-            t.c = g->c + at;
-            micros[h](&t);
+        if (!g->a.t && nc >= COPY) {
+            for (int64_t r = 0; r < min64(MR, g->n - i); r++)
+                memcpy(ap + r * kc, t.a + r * g->a.ld, (size_t)kc * sizeof *ap);
+            t.a = ap;
+            t.a_row = kc;
         }
+        if (direct && nc > edge) {
+            t.b = (const float *)g->b.p + k0 * g->b.ld + j0;
+            t.b_k = g->b.ld;
+            t.b_panel = NR;
+            t.cols = nc - edge;
+            run_strip(g, &t, k0 > 0, i, j0);
+        }
+        if (direct && !edge) continue;
+        t.b = bp;
+        t.b_k = NR;
+        t.b_panel = gemm_panel(kc);
+        t.cols = direct ? edge : nc;
+        run_strip(g, &t, k0 > 0, i, direct ? j0 + nc - edge : j0);
     }
 }
 

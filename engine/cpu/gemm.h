@@ -33,4 +33,44 @@ struct gemm {
 
 void gemm_run(const struct gemm *g) LEVEL_NAME("gemm_run");
 
+/* ---- the parts, for kernels that keep packed blocks or products of few rows ---- */
+
+#ifdef __AVX512F__
+enum { GEMM_MR = 12, GEMM_NR = 2 * 16 };
+#else
+enum { GEMM_MR = 6, GEMM_NR = 2 * 8 };
+#endif
+
+/* A block b[k,m] is packed as panels of GEMM_NR columns, each row after row, padded with zero
+ * columns. Floats from panel to panel; for L1's sake not a multiple of 4 KiB. */
+static inline int64_t gemm_panel(int64_t k)
+{
+    return k * GEMM_NR + 16;
+}
+
+static inline int64_t gemm_panels(int64_t k, int64_t m) /* floats of all */
+{
+    return gemm_panel(k) * tiles(m, GEMM_NR);
+}
+
+void gemm_pack(const struct gemm_mat *b, int64_t k, int64_t m, float *to) LEVEL_NAME("gemm_pack");
+
+/* Rows of a times panels of b. */
+struct gemm_strip {
+    int64_t kc, cols;
+    const float *a;
+    int64_t a_row, a_k;     /* element (i,k) of a is a[i * a_row + k * a_k] */
+    const float *b;
+    int64_t b_k, b_panel;   /* from row to row of a panel, and from panel to panel */
+    float alpha;
+    const float *bias, *add;
+    int64_t ldadd;
+    float *c;
+    int64_t ldc;
+    bool swapped;           /* c, add and bias belong to the transposed product */
+};
+
+/* n rows, any number. */
+void gemm_strips(struct gemm_strip t, int64_t n) LEVEL_NAME("gemm_strips");
+
 #endif

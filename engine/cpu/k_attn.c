@@ -16,6 +16,9 @@ int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
     };
     a->qtiles = tiles(a->T, ATTN_Q);
     a->ktiles = tiles(a->S, ATTN_K);
+    if (a->D > ATTN_D)
+        return err_set(e, E_UNSUPPORTED, "attention heads are %lld wide; at most %d is supported",
+                       (long long)a->D, ATTN_D);
     for (int64_t i = 0; i < a->B * a->T; i++) {
         const int32_t *r = a->range + 2 * i;
         if (r[0] < r[1] && (r[0] < 0 || r[1] > a->S))
@@ -25,71 +28,136 @@ int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
     return 0;
 }
 
-/* Turns a row of scores into e^(score - max) inside [lo,hi) and 0 elsewhere; returns the sum. */
-static float softmax_row(float *p, int64_t n, int64_t lo, int64_t hi, float *max, float *shrink)
+/* A tile of queries against a tile of keys, for one head. */
+struct forward {
+    const struct attn *a;
+    int64_t b, h, g, t0, n;
+    int64_t k0, m;
+    float *kp, *vp;              /* packed keys and values */
+    float *o;                    /* of query t0, or NULL: not wanted */
+    float max[ATTN_Q], sum[ATTN_Q];
+};
+
+/* Turns scores [cols) of a row, of which those in u count, into e^(score - max), 0 for the others.
+ * *shrink is what earlier terms must be multiplied by. Returns the sum. */
+static float softmax_row(float *p, struct span cols, struct span u, float *max, float *shrink)
 {
-    float old = *max, now = old, sum = 0;
-    for (int64_t j = lo; j < hi; j++) now = p[j] > now ? p[j] : now;
+    float old = *max, now;
+    vec top, sum = {0};
+    *shrink = 1;
+    if (u.lo == u.hi) {
+        memset(p + cols.lo, 0, (size_t)(cols.hi - cols.lo) * sizeof *p);
+        return 0;
+    }
+    for (int64_t j = cols.lo; j < u.lo; j++) p[j] = -INFINITY;
+    for (int64_t j = u.hi; j < cols.hi; j++) p[j] = -INFINITY;
+    top = vec_load(p + cols.lo);
+    for (int64_t j = cols.lo; j < cols.hi; j += VEC) top = vec_max(top, vec_load(p + j));
+    now = vec_top(top);
+    if (now < old) now = old;
+    for (int64_t j = cols.lo; j < cols.hi; j += VEC) {
+        for (int64_t i = j; i < j + VEC; i++) p[i] = mx_exp(p[i] - now);
+        sum += vec_load(p + j);
+    }
     *max = now;
-    *shrink = old > -INFINITY ? mx_exp(old - now) : 0.0f;
-    for (int64_t j = 0; j < lo; j++) p[j] = 0;
-    for (int64_t j = lo; j < hi; j++) p[j] = mx_exp(p[j] - now);
-    for (int64_t j = hi; j < n; j++) p[j] = 0;
-    for (int64_t j = lo; j < hi; j++) sum += p[j];
-    return sum;
+    *shrink = mx_exp(old - now);
+    return vec_sum(sum);
 }
 
-static void attn_tile(void *ctx, int64_t task, int thread)
+/* Softmax of n rows of scores from query i of the tile on; shrinks what o has so far. */
+static void softmax_rows(struct forward *f, int64_t i, int64_t n, struct span cols, float *p)
+{
+    int64_t ld = f->a->H * f->a->D;
+    for (int64_t r = i; r < i + n; r++, p += ATTN_K) {
+        struct span u = attn_span(f->a, f->b, f->t0 + r, f->k0, f->m);
+        float shrink, sum = softmax_row(p, cols, u, &f->max[r], &shrink);
+        f->sum[r] = f->sum[r] * shrink + sum;
+        for (int64_t d = 0; f->o && shrink != 1 && d < f->a->D; d++) f->o[r * ld + d] *= shrink;
+    }
+}
+
+static void forward_strip(struct forward *f, int64_t i, int64_t n)
+{
+    const struct attn *a = f->a;
+    int64_t ld = a->H * a->D;
+    struct span u = attn_union(a, f->b, f->t0 + i, n, f->k0, f->m), cols = attn_panels(u);
+    float p[GEMM_MR * ATTN_K];
+    if (u.lo >= u.hi) return;
+    attn_scores(a, a->q + attn_q_at(a, f->b, f->t0 + i, f->h), n, f->kp, cols, a->scale, p);
+    softmax_rows(f, i, n, cols, p);
+    if (!f->o) return;
+    struct gemm_strip mix = {
+        .kc = u.hi - cols.lo, .cols = a->D, .a = p + cols.lo, .a_row = ATTN_K, .a_k = 1,
+        .b = f->vp + cols.lo * GEMM_NR, .b_k = GEMM_NR, .b_panel = gemm_panel(f->m), .alpha = 1,
+        .add = f->o + i * ld, .ldadd = ld, .c = f->o + i * ld, .ldc = ld,
+    };
+    gemm_strips(mix, n);
+}
+
+/* One query, as in decoding: packing would cost more than the products. */
+static void forward_one(struct forward *f)
+{
+    const struct attn *a = f->a;
+    struct span u = attn_span(a, f->b, f->t0, f->k0, f->m), cols = attn_panels(u);
+    const float *q = a->q + attn_q_at(a, f->b, f->t0, f->h);
+    float p[ATTN_K];
+    if (u.lo >= u.hi) return;
+    for (int64_t j = u.lo; j < u.hi; j++)
+        p[j] = a->scale * vec_dot(q, a->k + attn_k_at(a, f->b, f->k0 + j, f->g), a->D);
+    softmax_rows(f, 0, 1, cols, p);
+    for (int64_t j = u.lo; f->o && j < u.hi; j++) {
+        const float *v = a->v + attn_k_at(a, f->b, f->k0 + j, f->g);
+        for (int64_t d = 0; d < a->D; d++) f->o[d] = fmaf(p[j], v[d], f->o[d]);
+    }
+}
+
+static void forward_finish(struct forward *f)
+{
+    const struct attn *a = f->a;
+    float *lse = a->s->out[1];
+    int64_t ld = a->H * a->D;
+    for (int64_t i = 0; i < f->n; i++) {
+        float sum = f->sum[i], k = sum > 0 ? 1.0f / sum : sum; /* NaN stays */
+        for (int64_t d = 0; f->o && d < a->D; d++) f->o[i * ld + d] *= k;
+        if (lse) lse[(f->b * a->T + f->t0 + i) * a->H + f->h] = f->max[i] + mx_log(sum);
+    }
+}
+
+static void forward_tile(void *ctx, int64_t task, int thread)
 {
     const struct attn *a = ctx;
-    const struct step *s = a->s;
-    int64_t qt = task % a->qtiles, h = task / a->qtiles % a->H, b = task / a->qtiles / a->H;
-    int64_t t0 = qt * ATTN_Q, n = min64(ATTN_Q, a->T - t0), g = h / (a->H / a->G);
-    struct span all = attn_union(a, b, t0, n);
-    float p[ATTN_Q * ATTN_K], max[ATTN_Q], sum[ATTN_Q];
-    float *o = s->out[0], *lse = s->out[1];
-    if (o) o += attn_q_at(a, b, t0, h);
-    float *scratch = (float *)s->ws + (int64_t)thread * GEMM_SCRATCH;
-    int64_t ldq = a->H * a->D, ldk = a->G * a->D;
-    for (int64_t i = 0; i < n; i++) {
-        max[i] = -INFINITY;
-        sum[i] = 0;
-        if (o) memset(o + i * ldq, 0, (size_t)a->D * sizeof *o);
+    struct forward f = {.a = a, .b = task / a->qtiles / a->H, .h = task / a->qtiles % a->H,
+                        .t0 = task % a->qtiles * ATTN_Q, .o = a->s->out[0]};
+    int64_t ldk = a->G * a->D;
+    f.g = f.h / (a->H / a->G);
+    f.n = min64(ATTN_Q, a->T - f.t0);
+    f.kp = (float *)a->s->ws + (int64_t)thread * GEMM_SCRATCH;
+    f.vp = f.kp + gemm_panels(a->D, ATTN_K);
+    if (f.o) f.o += attn_q_at(a, f.b, f.t0, f.h);
+    for (int64_t i = 0; i < f.n; i++) {
+        f.max[i] = -INFINITY;
+        f.sum[i] = 0;
+        if (f.o) memset(f.o + i * a->H * a->D, 0, (size_t)a->D * sizeof *f.o);
     }
-    for (int64_t k0 = all.lo; k0 < all.hi; k0 += ATTN_K) {
-        int64_t m = min64(ATTN_K, all.hi - k0);
-        struct gemm score = {
-            .n = n, .m = m, .k = a->D, .alpha = a->scale,
-            .a = {a->q + attn_q_at(a, b, t0, h), DT_F32, ldq, false},
-            .b = {a->k + attn_k_at(a, b, k0, g), DT_F32, ldk, true},
-            .c = p, .ldc = ATTN_K, .scratch = scratch,
-        };
-        gemm_run(&score);
-        for (int64_t i = 0; i < n; i++) {
-            struct span r = attn_span(a, b, t0 + i);
-            int64_t lo = min64(max64(r.lo - k0, 0), m), hi = max64(min64(r.hi - k0, m), lo);
-            float shrink;
-            sum[i] = softmax_row(p + i * ATTN_K, m, lo, hi, &max[i], &shrink) + sum[i] * shrink;
-            for (int64_t d = 0; o && d < a->D; d++) o[i * ldq + d] *= shrink;
+    struct span all = attn_union(a, f.b, f.t0, f.n, 0, a->S);
+    for (f.k0 = all.lo; f.k0 < all.hi; f.k0 += ATTN_K) {
+        f.m = min64(ATTN_K, all.hi - f.k0);
+        if (f.n == 1) {
+            forward_one(&f);
+            continue;
         }
-        struct gemm mix = {
-            .n = n, .m = a->D, .k = m, .alpha = 1, .a = {p, DT_F32, ATTN_K, false},
-            .b = {a->v + attn_k_at(a, b, k0, g), DT_F32, ldk, false},
-            .add = o, .ldadd = ldq, .c = o, .ldc = ldq, .scratch = scratch,
-        };
-        if (o) gemm_run(&mix);
+        int64_t at = attn_k_at(a, f.b, f.k0, f.g);
+        attn_pack_columns(a, a->k + at, ldk, f.m, f.kp);
+        if (f.o) attn_pack_rows(a, a->v + at, ldk, f.m, f.vp);
+        for (int64_t i = 0; i < f.n; i += GEMM_MR) forward_strip(&f, i, min64(GEMM_MR, f.n - i));
     }
-    for (int64_t i = 0; i < n; i++) {
-        float k = sum[i] > 0 ? 1.0f / sum[i] : sum[i]; /* NaN stays */
-        for (int64_t d = 0; o && d < a->D; d++) o[i * ldq + d] *= k;
-        if (lse) lse[(b * a->T + t0 + i) * a->H + h] = max[i] + mx_log(sum[i]);
-    }
+    forward_finish(&f);
 }
 
 int cpu_attn(const struct step *s, struct exec *x, struct err *e)
 {
     struct attn a;
     if (attn_init(&a, s, 0, e)) return -1;
-    pool_run(x->pool, a.B * a.H * a.qtiles, attn_tile, &a);
+    pool_run(x->pool, a.B * a.H * a.qtiles, forward_tile, &a);
     return 0;
 }

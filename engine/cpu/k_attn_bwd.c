@@ -17,100 +17,166 @@ static void delta_rows(void *ctx, int64_t task, int thread)
 /* A tile of queries against a tile of keys, for one head. */
 struct pair {
     const struct attn *a;
-    int64_t b, h, g, t0, n, k0, m;
-    float *scratch;
-    float p[ATTN_Q * ATTN_K];  /* probabilities [n, ATTN_K] */
-    float ds[ATTN_Q * ATTN_K]; /* gradient of scale q k^T, times scale */
+    int64_t b, h, g, t0, n;
+    int64_t k0, m;
+    float *kp, *vp;          /* keys and values packed as columns */
+    float *more;             /* the rest of the scratch */
 };
 
-static void pair_run(struct pair *x)
+static struct pair pair_of(const struct attn *a, int thread)
 {
-    const struct attn *a = x->a;
-    int64_t ldq = a->H * a->D, ldk = a->G * a->D;
-    int64_t q = attn_q_at(a, x->b, x->t0, x->h), k = attn_k_at(a, x->b, x->k0, x->g);
-    struct gemm score = {.n = x->n, .m = x->m, .k = a->D, .alpha = a->scale,
-                         .a = {a->q + q, DT_F32, ldq, false}, .b = {a->k + k, DT_F32, ldk, true},
-                         .c = x->p, .ldc = ATTN_K, .scratch = x->scratch};
-    struct gemm dp = {.n = x->n, .m = x->m, .k = a->D, .alpha = 1,
-                      .a = {a->dy + q, DT_F32, ldq, false}, .b = {a->v + k, DT_F32, ldk, true},
-                      .c = x->ds, .ldc = ATTN_K, .scratch = x->scratch};
-    gemm_run(&score);
-    gemm_run(&dp);
-    for (int64_t i = 0; i < x->n; i++) {
-        struct span r = attn_span(a, x->b, x->t0 + i);
-        int64_t lo = min64(max64(r.lo - x->k0, 0), x->m);
-        int64_t hi = max64(min64(r.hi - x->k0, x->m), lo);
-        int64_t at = (x->b * a->T + x->t0 + i) * a->H + x->h;
-        float lse = a->lse[at], delta = a->delta[at];
-        float *p = x->p + i * ATTN_K, *ds = x->ds + i * ATTN_K;
-        for (int64_t j = 0; j < lo; j++) p[j] = ds[j] = 0;
-        for (int64_t j = lo; j < hi; j++) {
-            p[j] = mx_exp(p[j] - lse);
-            ds[j] = p[j] * (ds[j] - delta) * a->scale;
-        }
-        for (int64_t j = hi; j < x->m; j++) p[j] = ds[j] = 0;
-    }
+    struct pair x = {.a = a, .kp = (float *)a->s->ws + (int64_t)thread * GEMM_SCRATCH};
+    x.vp = x.kp + gemm_panels(a->D, ATTN_K);
+    x.more = x.vp + gemm_panels(a->D, ATTN_K);
+    return x;
 }
 
-static void zero_tile(float *p, int64_t n, int64_t ld, int64_t width_)
+static void pack_keys(struct pair *x)
 {
-    for (int64_t i = 0; i < n; i++) memset(p + i * ld, 0, (size_t)width_ * sizeof *p);
+    int64_t at = attn_k_at(x->a, x->b, x->k0, x->g), ld = x->a->G * x->a->D;
+    attn_pack_columns(x->a, x->a->k + at, ld, x->m, x->kp);
+    attn_pack_columns(x->a, x->a->v + at, ld, x->m, x->vp);
+}
+
+/* Probabilities and their gradients (times scale) of the n queries from i, in columns *cols of
+ * p and ds [n, ATTN_K]; false if none of them sees a key of the tile. */
+static bool pair_strip(const struct pair *x, int64_t i, int64_t n, struct span *cols, float *p,
+                       float *ds)
+{
+    const struct attn *a = x->a;
+    struct span u = attn_union(a, x->b, x->t0 + i, n, x->k0, x->m);
+    int64_t q = attn_q_at(a, x->b, x->t0 + i, x->h);
+    if (u.lo >= u.hi) return false;
+    *cols = attn_panels(u);
+    attn_scores(a, a->q + q, n, x->kp, *cols, a->scale, p);
+    attn_scores(a, a->dy + q, n, x->vp, *cols, 1, ds);
+    for (int64_t r = i; r < i + n; r++, p += ATTN_K, ds += ATTN_K) {
+        int64_t at = (x->b * a->T + x->t0 + r) * a->H + x->h;
+        struct span own = attn_span(a, x->b, x->t0 + r, x->k0, x->m);
+        float lse = own.lo < own.hi ? a->lse[at] : 0, delta = a->delta[at];
+        for (int64_t j = cols->lo; j < own.lo; j++) p[j] = -INFINITY;
+        for (int64_t j = own.hi; j < cols->hi; j++) p[j] = -INFINITY;
+        for (int64_t j = cols->lo; j < cols->hi; j += VEC)
+            for (int64_t c = j; c < j + VEC; c++) {
+                p[c] = mx_exp(p[c] - lse);
+                ds[c] = p[c] * (ds[c] - delta) * a->scale;
+            }
+    }
+    return true;
+}
+
+static void zero_rows(float *p, int64_t n, int64_t ld, int64_t wide)
+{
+    for (int64_t i = 0; i < n; i++) memset(p + i * ld, 0, (size_t)wide * sizeof *p);
 }
 
 static void dq_tile(void *ctx, int64_t task, int thread)
 {
     const struct attn *a = ctx;
-    int64_t qt = task % a->qtiles, h = task / a->qtiles % a->H, b = task / a->qtiles / a->H;
-    int64_t t0 = qt * ATTN_Q, n = min64(ATTN_Q, a->T - t0);
-    int64_t ldq = a->H * a->D, ldk = a->G * a->D;
-    struct pair x = {.a = a, .b = b, .h = h, .g = h / (a->H / a->G), .t0 = t0, .n = n,
-                     .scratch = (float *)a->s->ws + (int64_t)thread * GEMM_SCRATCH};
-    struct span all = attn_union(a, b, t0, n);
-    float *dq = (float *)a->s->out[0] + attn_q_at(a, b, t0, h);
-    zero_tile(dq, n, ldq, a->D);
+    struct pair x = pair_of(a, thread);
+    int64_t ldq = a->H * a->D;
+    x.b = task / a->qtiles / a->H;
+    x.h = task / a->qtiles % a->H;
+    x.g = x.h / (a->H / a->G);
+    x.t0 = task % a->qtiles * ATTN_Q;
+    x.n = min64(ATTN_Q, a->T - x.t0);
+    struct span all = attn_union(a, x.b, x.t0, x.n, 0, a->S), cols;
+    float *dq = (float *)a->s->out[0] + attn_q_at(a, x.b, x.t0, x.h);
+    float p[GEMM_MR * ATTN_K], ds[GEMM_MR * ATTN_K];
+    zero_rows(dq, x.n, ldq, a->D);
     for (x.k0 = all.lo; x.k0 < all.hi; x.k0 += ATTN_K) {
         x.m = min64(ATTN_K, all.hi - x.k0);
-        pair_run(&x);
-        struct gemm g = {.n = n, .m = a->D, .k = x.m, .alpha = 1,
-                         .a = {x.ds, DT_F32, ATTN_K, false},
-                         .b = {a->k + attn_k_at(a, b, x.k0, x.g), DT_F32, ldk, false},
-                         .add = dq, .ldadd = ldq, .c = dq, .ldc = ldq, .scratch = x.scratch};
-        gemm_run(&g);
+        pack_keys(&x);
+        attn_pack_rows(a, a->k + attn_k_at(a, x.b, x.k0, x.g), a->G * a->D, x.m, x.more);
+        for (int64_t i = 0; i < x.n; i += GEMM_MR) {
+            int64_t n = min64(GEMM_MR, x.n - i);
+            if (!pair_strip(&x, i, n, &cols, p, ds)) continue;
+            struct gemm_strip t = {
+                .kc = min64(cols.hi, x.m) - cols.lo, .cols = a->D, .a = ds + cols.lo,
+                .a_row = ATTN_K, .a_k = 1, .b = x.more + cols.lo * GEMM_NR, .b_k = GEMM_NR,
+                .b_panel = gemm_panel(x.m), .alpha = 1, .add = dq + i * ldq, .ldadd = ldq,
+                .c = dq + i * ldq, .ldc = ldq,
+            };
+            gemm_strips(t, n);
+        }
     }
 }
 
-/* out[m,D] += f^T[m,n] y[n,D] */
-static void add_product(const struct pair *x, const float *f, const float *y, float *out)
+/* Queries of the tile that see any of the n keys from j. */
+static struct span seen_by(const struct pair *x, int64_t j, int64_t n)
+{
+    struct span q = {x->n, 0};
+    for (int64_t i = 0; i < x->n; i++) {
+        struct span r = attn_span(x->a, x->b, x->t0 + i, x->k0 + j, n);
+        if (r.lo >= r.hi) continue;
+        q.lo = min64(q.lo, i);
+        q.hi = i + 1;
+    }
+    return q;
+}
+
+/* out[m,D] += f^T y for the keys of the tile; f[n, ATTN_K], y packed rows of the queries. */
+static void add_product(const struct pair *x, const float *f, const float *packed, float *out)
 {
     const struct attn *a = x->a;
-    int64_t ldk = a->G * a->D;
-    float *to = out + attn_k_at(a, x->b, x->k0, x->g);
-    struct gemm g = {.n = x->m, .m = a->D, .k = x->n, .alpha = 1,
-                     .a = {f, DT_F32, ATTN_K, true},
-                     .b = {y + attn_q_at(a, x->b, x->t0, x->h), DT_F32, a->H * a->D, false},
-                     .add = to, .ldadd = ldk, .c = to, .ldc = ldk, .scratch = x->scratch};
-    gemm_run(&g);
+    int64_t ld = a->G * a->D;
+    for (int64_t j = 0; j < x->m; j += GEMM_MR) {
+        int64_t n = min64(GEMM_MR, x->m - j);
+        struct span q = seen_by(x, j, n);
+        if (q.lo >= q.hi) continue;
+        float *to = out + attn_k_at(a, x->b, x->k0 + j, x->g);
+        struct gemm_strip t = {
+            .kc = q.hi - q.lo, .cols = a->D, .a = f + q.lo * ATTN_K + j, .a_row = 1,
+            .a_k = ATTN_K, .b = packed + q.lo * GEMM_NR, .b_k = GEMM_NR,
+            .b_panel = gemm_panel(x->n), .alpha = 1, .add = to, .ldadd = ld, .c = to, .ldc = ld,
+        };
+        gemm_strips(t, n);
+    }
+}
+
+static void dkv_pair(struct pair *x)
+{
+    const struct attn *a = x->a;
+    float p[ATTN_Q * ATTN_K], ds[ATTN_Q * ATTN_K], *dk = a->s->out[1], *dv = a->s->out[2];
+    int64_t ldq = a->H * a->D, at = attn_q_at(a, x->b, x->t0, x->h);
+    for (int64_t i = 0; i < x->n; i += GEMM_MR) {
+        int64_t n = min64(GEMM_MR, x->n - i);
+        struct span cols = {0, 0};
+        float *pi = p + i * ATTN_K, *dsi = ds + i * ATTN_K;
+        pair_strip(x, i, n, &cols, pi, dsi);
+        for (int64_t r = 0; r < n; r++, pi += ATTN_K, dsi += ATTN_K) {
+            for (int64_t j = 0; j < cols.lo; j++) pi[j] = dsi[j] = 0;
+            for (int64_t j = cols.hi; j < ATTN_K; j++) pi[j] = dsi[j] = 0;
+        }
+    }
+    if (dv) {
+        attn_pack_rows(a, a->dy + at, ldq, x->n, x->more);
+        add_product(x, p, x->more, dv);
+    }
+    if (dk) {
+        attn_pack_rows(a, a->q + at, ldq, x->n, x->more);
+        add_product(x, ds, x->more, dk);
+    }
 }
 
 static void dkv_tile(void *ctx, int64_t task, int thread)
 {
     const struct attn *a = ctx;
-    int64_t kt = task % a->ktiles, g = task / a->ktiles % a->G, b = task / a->ktiles / a->G;
-    float *dk = a->s->out[1], *dv = a->s->out[2];
-    struct pair x = {.a = a, .b = b, .g = g, .k0 = kt * ATTN_K,
-                     .scratch = (float *)a->s->ws + (int64_t)thread * GEMM_SCRATCH};
+    struct pair x = pair_of(a, thread);
+    int64_t ldk = a->G * a->D, group = a->H / a->G;
+    x.b = task / a->ktiles / a->G;
+    x.g = task / a->ktiles % a->G;
+    x.k0 = task % a->ktiles * ATTN_K;
     x.m = min64(ATTN_K, a->S - x.k0);
-    int64_t at = attn_k_at(a, b, x.k0, g), ldk = a->G * a->D, group = a->H / a->G;
-    if (dk) zero_tile(dk + at, x.m, ldk, a->D);
-    if (dv) zero_tile(dv + at, x.m, ldk, a->D);
-    for (x.h = g * group; x.h < (g + 1) * group; x.h++) {
+    int64_t at = attn_k_at(a, x.b, x.k0, x.g);
+    for (int j = 1; j <= 2; j++)
+        if (a->s->out[j]) zero_rows((float *)a->s->out[j] + at, x.m, ldk, a->D);
+    pack_keys(&x);
+    for (x.h = x.g * group; x.h < (x.g + 1) * group; x.h++) {
         for (x.t0 = 0; x.t0 < a->T; x.t0 += ATTN_Q) {
             x.n = min64(ATTN_Q, a->T - x.t0);
-            struct span all = attn_union(a, b, x.t0, x.n);
-            if (all.lo >= x.k0 + x.m || all.hi <= x.k0) continue;
-            pair_run(&x);
-            if (dv) add_product(&x, x.p, a->dy, dv);
-            if (dk) add_product(&x, x.ds, a->q, dk);
+            struct span u = attn_union(a, x.b, x.t0, x.n, x.k0, x.m);
+            if (u.lo < u.hi) dkv_pair(&x);
         }
     }
 }

@@ -3,23 +3,33 @@
 #include "engine/cpu/vec.h"
 
 enum {
-    SKINNY = 8,             /* up to this many rows, LINEAR reads the weights once, row by row */
-    WIDE = 256,             /* columns of a tile: the packed weights stay in L2 */
+    FEW = 8,                /* up to so many rows, LINEAR reads the weights once, row by row */
+    WIDE = 256,             /* columns of a tile at most: the packed weights stay in L2 */
+    HIGH = 1024, LOW = 96,  /* rows of a tile: tall tiles pay for packing, low ones make tasks */
+    TASKS = 12,             /* wanted at least, so that any number of threads is kept busy */
 };
 
 struct linear {
     const struct step *s;
     int64_t N, M, K;        /* x[N,K] w[M,K] y[N,M] */
-    int64_t high, across;   /* rows of a tile, tiles side by side */
+    int64_t high, wide;     /* rows and columns of a tile */
+    int64_t across;         /* tiles side by side */
     float alpha;
 };
 
-/* Cuts a result of n x m into tiles: tall, so that packing pays, but at least eight tasks. */
+static int64_t even(int64_t n, int64_t parts, int64_t unit)
+{
+    return tiles(tiles(n, parts), unit) * unit;
+}
+
+/* Cuts a result of n x m into even tiles; returns how many. */
 static int64_t cut(struct linear *c, int64_t n, int64_t m)
 {
-    c->across = tiles(m, WIDE);
-    c->high = 1024;
-    while (c->high > 96 && tiles(n, c->high) * c->across < 8) c->high /= 2;
+    c->wide = even(m, max64(1, tiles(m, WIDE)), 32);
+    c->across = c->wide ? tiles(m, c->wide) : 0;
+    if (!n || !m) return 0;
+    int64_t parts = tiles(n, HIGH), most = max64(parts, n / LOW);
+    c->high = even(n, min64(most, max64(parts, tiles(TASKS, c->across))), 12);
     return tiles(n, c->high) * c->across;
 }
 
@@ -40,7 +50,7 @@ static void linear_tile(void *ctx, int64_t task, int thread)
     const struct linear *c = ctx;
     const struct step *s = c->s;
     int64_t n0 = task / c->across * c->high, n = min64(c->high, c->N - n0);
-    int64_t m0 = task % c->across * WIDE, m = min64(WIDE, c->M - m0);
+    int64_t m0 = task % c->across * c->wide, m = min64(c->wide, c->M - m0);
     const struct tensor *w = s->tin[1];
     float bias[WIDE];
     struct gemm g = {
@@ -64,7 +74,7 @@ static void linear_few(void *ctx, int64_t task, int thread)
     const struct linear *c = ctx;
     const struct step *s = c->s;
     const float *x = s->in[0], *add = s->in[3];
-    float tmp[GEMV_K], bias, sum[SKINNY];
+    float tmp[GEMV_K], bias, sum[FEW];
     int64_t end = min64((task + 1) * GEMV_M, c->M);
     for (int64_t m = task * GEMV_M; m < end; m++) {
         float b = s->in[2] ? *cpu_floats(s->in[2], s->tin[2]->dtype, m, 1, &bias) : 0;
@@ -85,7 +95,7 @@ int cpu_linear(const struct step *s, struct exec *x, struct err *e)
     (void)e;
     struct linear c = linear_of(s, s->tin[0]->shape[0], s->tin[1]);
     if (!s->out[0]) return 0;
-    if (c.N <= SKINNY) pool_run(x->pool, tiles(c.M, GEMV_M), linear_few, &c);
+    if (c.N <= FEW) pool_run(x->pool, tiles(c.M, GEMV_M), linear_few, &c);
     else pool_run(x->pool, cut(&c, c.N, c.M), linear_tile, &c);
     return 0;
 }
@@ -96,7 +106,7 @@ static void dx_tile(void *ctx, int64_t task, int thread)
     const struct linear *c = ctx;
     const struct step *s = c->s;
     int64_t n0 = task / c->across * c->high, n = min64(c->high, c->N - n0);
-    int64_t k0 = task % c->across * WIDE, k = min64(WIDE, c->K - k0);
+    int64_t k0 = task % c->across * c->wide, k = min64(c->wide, c->K - k0);
     const struct tensor *w = s->tin[1];
     float *dx = (float *)s->out[0] + n0 * c->K + k0;
     struct gemm g = {
@@ -123,7 +133,7 @@ static void dw_tile(void *ctx, int64_t task, int thread)
     const struct linear *c = ctx;
     const struct step *s = c->s;
     int64_t m0 = task / c->across * c->high, m = min64(c->high, c->M - m0);
-    int64_t k0 = task % c->across * WIDE, k = min64(WIDE, c->K - k0);
+    int64_t k0 = task % c->across * c->wide, k = min64(c->wide, c->K - k0);
     float *dw = (float *)s->out[0] + m0 * c->K + k0;
     struct gemm g = {
         .n = m, .m = k, .k = c->N, .alpha = c->alpha,

@@ -50,6 +50,19 @@ VFN vec vec_fma(vec a, vec b, vec c)
 #endif
 }
 
+/* The larger of each pair; b where either is NaN. */
+VFN vec vec_max(vec a, vec b)
+{
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    for (int i = 0; i < VEC; i++) b[i] = a[i] > b[i] ? a[i] : b[i];
+    return b;
+#endif
+}
+
 /* Sum of the lanes in a fixed order. */
 VFN float vec_sum(vec v)
 {
@@ -58,6 +71,13 @@ VFN float vec_sum(vec v)
     for (int n = VEC / 2; n > 0; n /= 2)
         for (int i = 0; i < n; i++) lane[i] += lane[i + n];
     return lane[0];
+}
+
+VFN float vec_top(vec v)
+{
+    float best = v[0];
+    for (int i = 1; i < VEC; i++) best = v[i] > best ? v[i] : best;
+    return best;
 }
 
 /* Sum of a[i] b[i] in four chains of vectors: fast, and more exact than one chain. */
@@ -75,6 +95,29 @@ VFN float vec_dot(const float *a, const float *b, int64_t n)
     float tail = 0;
     for (; i < n; i++) tail += a[i] * b[i];
     return vec_sum((s0 + s1) + (s2 + s3)) + tail;
+}
+
+/* Eight rows of eight: out[i] holds element i of each in[]. */
+typedef float vec8 __attribute__((vector_size(32)));
+
+VFN void vec_transpose8(const vec8 in[8], vec8 out[8])
+{
+    vec8 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) { /* pairs of rows */
+        a[i] = __builtin_shufflevector(in[i], in[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        a[i + 1] = __builtin_shufflevector(in[i], in[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4) { /* rows by four, halves apart */
+        for (int j = 0; j < 2; j++) {
+            b[i + 2 * j] = __builtin_shufflevector(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            b[i + 2 * j + 1] =
+                __builtin_shufflevector(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        out[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        out[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
 }
 
 #endif

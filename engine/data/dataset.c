@@ -209,7 +209,7 @@ struct dataset *dataset_open(const char *path, const struct tok *t,
         rows_close(&r);
     }
     if (!rc && d->n == 0)
-        rc = err_set(e, E_ARG, "none of the %lld rows has a token to train within max_length = %lld",
+        rc = err_set(e, E_ARG, "none of the %lld rows has a token to train within max_length %lld",
                      (long long)d->skipped, (long long)o->max_length);
     if (!rc) return d;
     err_wrap(e, "%s", path);
@@ -268,7 +268,8 @@ struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed,
     uint8_t *taken = NULL;
     int64_t n = d->n, tokens = 0;
     if (!(fraction > 0 && fraction < 1)) {
-        err_set(e, E_RANGE, "the fraction to split off is %g; it must be between 0 and 1", fraction);
+        err_set(e, E_RANGE, "the fraction to split off is %g; it must be between 0 and 1",
+                fraction);
         return NULL;
     }
     if (n < 2) {

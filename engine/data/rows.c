@@ -233,7 +233,8 @@ static int check_shape(struct look *k, enum row_shape *out)
 {
     bool has[ROW_SHAPES] = {
         [ROW_TEXT] = json_object_get(k->row, "text"),
-        [ROW_COMPLETION] = json_object_get(k->row, "prompt") || json_object_get(k->row, "completion"),
+        [ROW_COMPLETION] = json_object_get(k->row, "prompt") ||
+                           json_object_get(k->row, "completion"),
         [ROW_MESSAGES] = json_object_get(k->row, "messages"),
     };
     int n = has[ROW_TEXT] + has[ROW_COMPLETION] + has[ROW_MESSAGES];

@@ -252,7 +252,8 @@ static int read_config(struct adapter *a, json_t *o, struct err *e)
         jx_opt_bool(o, "use_rslora", &p->rslora, e) || jx_opt_str(o, "task_type", &task, e) ||
         jx_opt_str(o, "base_model_name_or_path", &base, e))
         return -1;
-    if (copy_string(a, base, &p->base_model, e) || copy_string(a, task, &p->task_type, e)) return -1;
+    if (copy_string(a, base, &p->base_model, e) || copy_string(a, task, &p->task_type, e))
+        return -1;
     return read_targets(a, o, e);
 }
 
@@ -294,7 +295,7 @@ static int add_module(struct adapter *a, const struct st *s, const struct st_ten
     const struct st_tensor *B = st_find(s, key);
     if (!B) return err_set(e, E_FORMAT, "'%s' has no lora_B", m->name);
     if (A->rank != 2 || B->rank != 2 || A->shape[0] != a->pub.r || B->shape[1] != a->pub.r)
-        return err_set(e, E_FORMAT, "'%s': lora_A must be [r, in] and lora_B [out, r] with r = %lld",
+        return err_set(e, E_FORMAT, "'%s': lora_A must be [r, in] and lora_B [out, r], r = %lld",
                        m->name, (long long)a->pub.r);
     m->in = A->shape[1];
     m->out = B->shape[0];

@@ -164,7 +164,8 @@ static int read_entry(struct st_tensor *t, const json_t *o, const unsigned char 
     t->bytes = bits / 8;
     if (end - begin != t->bytes)
         return err_set(e, E_FORMAT,
-                       "'shape' and 'dtype' need %" PRId64 " bytes but 'data_offsets' span %" PRId64,
+                       "'shape' and 'dtype' need %" PRId64
+                       " bytes but 'data_offsets' span %" PRId64,
                        t->bytes, end - begin);
     t->data = data + begin;
     return 0;

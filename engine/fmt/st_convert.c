@@ -1,4 +1,4 @@
-/* Numbers of 16 bits and back. Written with integers only, so every compiler gives the same bits. */
+/* Numbers of 16 bits and back, with integers only: every compiler gives the same bits. */
 #include "engine/base/mem.h"
 #include "engine/fmt/safetensors.h"
 

@@ -37,9 +37,10 @@ static json_t *fake_settings(const char *method, const json_t *settings, struct 
     json_object_foreach((json_t *)(uintptr_t)settings, key, v) {
         int i = 0;
         while (i < KNOBS && strcmp(key, knobs[i].name) != 0) i++;
-        if (i == KNOBS) err_set(e, E_ARG, "unknown setting %s", key);
-        if (i == KNOBS || err_param(e, "%s", key) != -1) goto fail;
-        err_clear(e);
+        if (i < KNOBS) continue;
+        err_set(e, E_ARG, "unknown setting %s", key);
+        err_param(e, "%s", key);
+        goto fail;
     }
     for (int i = 0; i < KNOBS; i++) {
         int64_t n = knobs[i].value;

@@ -4,7 +4,7 @@
  * published result/. Its "weights" are a chained number over all steps, so that a resume from a
  * wrong place, or a step done twice, changes the bytes of the result.
  * Settings (method "lora"): steps, step_ms, checkpoint_every, exit_code (ends so at exit_step),
- * kill_signal (raised at exit_step), only_attempt (the two before act in this attempt only; 0: all).
+ * kill_signal (raised at exit_step), only_attempt (those two act in this attempt only; 0: all).
  */
 #ifndef GRAFT_FAKE_ENGINE_H
 #define GRAFT_FAKE_ENGINE_H

@@ -115,11 +115,12 @@ void kit_model(struct kit *k)
 json_t *kit_try_job(struct kit *k, const char *file_id, const char *settings,
                     const struct idem *idem, struct err *e)
 {
-    json_t *job = NULL, *report = NULL, *hyper = json_loads(settings, 0, NULL);
-    assert_non_null(hyper);
-    json_t *body = json_pack("{s:s, s:s, s:i, s:{s:s, s:{s:o}}}", "model", "default/base",
-                             "training_file", file_id, "seed", 7, "method", "type", "lora", "lora",
-                             "hyperparameters", hyper);
+    json_t *job = NULL, *report = NULL, *hyper = jx_parse(settings, strlen(settings), e);
+    if (!hyper) return NULL;
+    json_t *body = jx_pack(e, "{s:s, s:s, s:i, s:{s:s, s:{s:o}}}", "model", "default/base",
+                           "training_file", file_id, "seed", 7, "method", "type", "lora", "lora",
+                           "hyperparameters", hyper);
+    if (!body) return NULL;
     int rc = jobs_create(k->service, body, idem, &job, &report, e);
     json_decref(body);
     json_decref(report);

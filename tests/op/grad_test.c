@@ -67,7 +67,8 @@ static const int ids[OP_COUNT] = {
 #undef OP
 };
 
-int main(void)
+/* usage: NAME_test [PATTERN]   only tests whose name matches, e.g. "linear_*" */
+int main(int argc, char **argv)
 {
     struct CMUnitTest tests[2 * OP_COUNT];
     static char names[2 * OP_COUNT][80];
@@ -85,5 +86,6 @@ int main(void)
                                        (void *)&ids[i]};
         n++;
     }
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return _cmocka_run_group_tests("gradients", tests, n, NULL, NULL);
 }

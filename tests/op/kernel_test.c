@@ -8,7 +8,6 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <cmocka.h>
 
 enum { LEAST_SAMPLES = 12, TABLES = 4 };
@@ -186,22 +185,6 @@ static void costs_count_the_multiply_adds(void **state)
 
 /* ---- the program ---- */
 
-/* Every level that this machine can run; a build need not have every level. */
-static void add_levels(struct bench_state *b)
-{
-    static const char *const names[TABLES] = {"baseline", "avx2", "avx512"};
-    for (int i = 0; i < TABLES && names[i]; i++) {
-        struct cpu_level level;
-        struct err e = ERR_INIT;
-        setenv("GRAFT_CPU", names[i], 1);
-        if (!cpu_level_pick(&level, &e))
-            b->tables[b->ntables++] = (struct kernels){.name = level.name, .table = level.table};
-        else if (e.code == E_UNSUPPORTED)
-            printf("SKIP: kernels of level %s: this CPU cannot run them\n", names[i]);
-    }
-    unsetenv("GRAFT_CPU");
-}
-
 static int bench_open(struct bench_state *b, struct err *e)
 {
     static const int threads[OPTEST_EXECS] = {1, 2, 3, 7};
@@ -209,7 +192,8 @@ static int bench_open(struct bench_state *b, struct err *e)
         b->exec[i] = exec_new_cpu(threads[i], e);
         if (!b->exec[i]) return -1;
     }
-    add_levels(b);
+    for (const struct cpu_level *l; (l = cpu_level(b->ntables)) && b->ntables < TABLES;)
+        b->tables[b->ntables++] = (struct kernels){.name = l->name, .table = l->table};
     for (int t = 0; t < b->ntables; t++)
         for (int i = 0; i < OPTEST_EXECS; i++) b->tables[t].exec[i] = b->exec[i];
     return 0;
@@ -220,7 +204,8 @@ static void bench_close(struct bench_state *b)
     for (int i = 0; i < OPTEST_EXECS; i++) exec_free(b->exec[i]);
 }
 
-int main(void)
+/* usage: NAME_test [PATTERN]   only tests whose name matches, e.g. "linear_*" */
+int main(int argc, char **argv)
 {
     enum { PER_OP = 3, OTHERS = 2 };
     struct CMUnitTest tests[PER_OP * OP_COUNT + OTHERS];
@@ -250,6 +235,7 @@ int main(void)
     }
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(every_dtype_of_every_input_was_run);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(costs_count_the_multiply_adds);
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = _cmocka_run_group_tests("kernels", tests, n, NULL, NULL);
     bench_close(&bench);
     return failed;

@@ -88,19 +88,30 @@ static void overwrite(void *ctx, const struct node *n, struct ref_call *c)
     m->applied = m->applied || c->in[0]->count > 0;
 }
 
-/* grad[i], for the inputs in mask, by the recorded backward nodes. Allocated from a. */
-static int by_tape(struct arena *a, int op, const struct op_sample *s, unsigned mask, int uses,
-                   struct mutant *m, struct ref_tensor *grad, struct err *e)
+/* What a gradient is asked for. */
+struct question {
+    struct arena a; /* of all answers */
+    int op;
+    const struct op_sample *s;
+    unsigned mask;  /* of inputs */
+    int uses;
+    struct mutant *m;
+};
+
+/* grad[i], for the inputs in mask, by the recorded backward nodes. */
+static int by_tape(struct question *q, struct ref_tensor *grad, struct err *e)
 {
+    struct arena *a = &q->a;
+    const struct op_sample *s = q->s;
     struct recording r;
     struct ref_run run = {0};
     int rc = -1;
-    if (recording_make(&r, op, s, mask, uses, e)) return -1;
+    if (recording_make(&r, q->op, s, q->mask, q->uses, e)) return -1;
     if (ref_run_init(&run, r.tape, e)) goto out;
     run.seed = seed_of(s);
-    if (m->kind == GRAD_OVERWRITTEN && uses > 1) {
+    if (q->m->kind == GRAD_OVERWRITTEN && q->uses > 1) {
         run.before = overwrite;
-        run.ctx = m;
+        run.ctx = q->m;
     }
     int64_t count = run.v[r.dy].count;
     double *cot = arena_alloc(a, sizeof *cot * (size_t)(count + 1), e);
@@ -116,7 +127,7 @@ static int by_tape(struct arena *a, int op, const struct op_sample *s, unsigned 
     }
     for (int i = 0; i < NODE_IN; i++) {
         grad[i] = (struct ref_tensor){0};
-        if (!(mask >> i & 1)) continue;
+        if (!(q->mask >> i & 1)) continue;
         if (r.dx[i] < 0) {
             err_set(e, E_BUG, "no gradient for input %d", i);
             goto out;
@@ -125,7 +136,7 @@ static int by_tape(struct arena *a, int op, const struct op_sample *s, unsigned 
         grad[i].d = arena_alloc(a, sizeof(double) * (size_t)(grad[i].count + 1), e);
         if (!grad[i].d) goto out;
         memcpy(grad[i].d, run.v[r.dx[i]].d, sizeof(double) * (size_t)grad[i].count);
-        mutant_gradient(m, i, &grad[i]);
+        mutant_gradient(q->m, i, &grad[i]);
     }
     rc = 0;
 out:
@@ -260,46 +271,49 @@ static int coordinates(struct function *f, const struct ref_tensor *grad, struct
 
 /* ---- the check ---- */
 
-static int same(const struct ref_tensor *a, const struct ref_tensor *b, double factor, unsigned mask,
-                const char *what, struct err *e)
+static int same(const struct ref_tensor *got, const struct ref_tensor *want, double factor,
+                unsigned mask, struct err *e)
 {
     for (int i = 0; i < NODE_IN; i++) {
         if (!(mask >> i & 1)) continue;
-        for (int64_t k = 0; k < a[i].count; k++)
-            b[i].d[k] *= factor;
-        double d = optest_distance(a[i].d, b[i].d, a[i].count);
-        for (int64_t k = 0; k < a[i].count; k++)
-            b[i].d[k] /= factor;
+        for (int64_t k = 0; k < got[i].count; k++) got[i].d[k] /= factor;
+        double d = optest_distance(got[i].d, want[i].d, got[i].count);
         if (!(d <= 1e-12))
-            return err_set(e, E_NUMERIC, "%s: the gradient of input %d is off by %.3g", what, i, d);
+            return err_set(e, E_NUMERIC, "the gradient of input %d is off by %.3g", i, d);
     }
     return 0;
 }
 
+static int differences(struct question *q, const struct ref_tensor *grad, struct err *e)
+{
+    struct function f;
+    if (function_init(&f, &q->a, q->op, q->s, e)) return -1;
+    return directions(&f, grad, e) || coordinates(&f, grad, e) ? -1 : 0;
+}
+
 int grad_check(int op, const struct op_sample *s, struct mutant *m, struct err *e)
 {
-    struct arena a;
     struct ref_tensor all[NODE_IN], some[NODE_IN];
-    struct mutant none = {0};
-    struct function f;
-    char what[40];
+    struct question q = {.op = op, .s = s, .mask = s->diff, .uses = 1, .m = m};
+    bool mutated = m->kind != MUTANT_NONE;
     int rc = -1;
-    arena_init(&a, CAP);
-    if (by_tape(&a, op, s, s->diff, 1, m, all, e)) goto out;
-    if (m->kind == MUTANT_NONE || m->applied) {
-        if (function_init(&f, &a, op, s, e)) goto out;
-        if (directions(&f, all, e) || coordinates(&f, all, e)) goto out;
-    }
+    arena_init(&q.a, CAP);
+    if (by_tape(&q, all, e)) goto out;
+    if ((!mutated || m->applied) && differences(&q, all, e)) goto out;
     /* Every choice of wanted gradients gives the same ones. */
-    for (unsigned mask = s->diff; mask && m->kind == MUTANT_NONE; mask = (mask - 1) & s->diff) {
-        snprintf(what, sizeof what, "only inputs 0x%x wanted", mask);
-        if (by_tape(&a, op, s, mask, 1, &none, some, e)) goto out;
-        if (same(some, all, 1, mask, what, e)) goto out;
+    for (; q.mask && !mutated; q.mask = (q.mask - 1) & s->diff)
+        if (by_tape(&q, some, e) || same(some, all, 1, q.mask, e)) {
+            err_wrap(e, "only inputs 0x%x wanted", q.mask);
+            goto out;
+        }
+    q.mask = s->diff;
+    q.uses = 2;
+    if (by_tape(&q, some, e) || same(some, all, 2, s->diff, e)) {
+        err_wrap(e, "used twice");
+        goto out;
     }
-    if (by_tape(&a, op, s, s->diff, 2, m, some, e)) goto out;
-    if (same(some, all, 2, s->diff, "used twice", e)) goto out;
     rc = 0;
 out:
-    arena_clear(&a);
+    arena_clear(&q.a);
     return rc;
 }

@@ -120,7 +120,8 @@ static int make_outputs(struct bench *b, const struct variant *v, struct step *s
         if (block_new(b, &r->out[j], 4 * (size_t)b->tout[j].count, 0, e)) return -1;
         for (int64_t i = 0; i < b->tout[j].count; i++) {
             float f = (float)before(b, j, i);
-            memcpy(r->out[j].p + 4 * i, v->accum >> j & 1 ? (void *)&f : (void *)&signalling_nan, 4);
+            if (v->accum >> j & 1) memcpy(r->out[j].p + 4 * i, &f, 4);
+            else memcpy(r->out[j].p + 4 * i, &signalling_nan, 4);
         }
         s->out[j] = r->out[j].p;
     }
@@ -191,7 +192,8 @@ static int expect(struct bench *b, unsigned accum, struct err *e)
     }
     for (int j = 0; j < op_table[b->op].nout; j++) {
         struct ref_tensor *y = &b->out[j];
-        *y = (struct ref_tensor){.dtype = DT_F32, .rank = b->tout[j].rank, .count = b->tout[j].count};
+        *y = (struct ref_tensor){.dtype = DT_F32, .rank = b->tout[j].rank};
+        y->count = b->tout[j].count;
         memcpy(y->shape, b->tout[j].shape, sizeof y->shape);
         y->d = arena_alloc(&b->arena, sizeof(double) * (size_t)(y->count + 1), e);
         if (!y->d) return -1;
@@ -256,7 +258,7 @@ static int repeats(struct bench *b, const struct result *first, struct err *e)
     const struct op_info *op = &op_table[b->op];
     bool can_share = op->inplace >= 0 && !(op->flags & F_STATE) && b->s->in[op->inplace].d;
     if (repeat(b, (struct variant){.what = "again", .dirt = 0}, first, e)) return -1;
-    if (repeat(b, (struct variant){.what = "unaligned inputs", .shifted = true}, first, e)) return -1;
+    if (repeat(b, (struct variant){.what = "unaligned", .shifted = true}, first, e)) return -1;
     for (int t = 1; t < OPTEST_EXECS; t++) {
         char what[24];
         snprintf(what, sizeof what, "%d threads", thread_counts[t]);

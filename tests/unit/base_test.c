@@ -48,6 +48,23 @@ static void wrapped_errors_keep_the_cause(void **state)
     assert_true(str_starts(e.where, "base_test.c:"));
 }
 
+static void messages_are_one_line_of_utf8(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    err_set(&e, E_FORMAT, "a\nb\x7f\xc2\x9b '%.3s' \xff\xc3!", "x\xc3\xa9\xc3\xa9");
+    assert_string_equal(e.msg, "a b    'x\xc3\xa9' ?\?!");
+    err_set(&e, E_FORMAT, "%.2s|", "x\xc3\xa9");
+    assert_string_equal(e.msg, "x?|");
+    err_param(&e, "%.2s", "\xf0\x9f\x98\x80");
+    assert_string_equal(e.param, "??");
+    for (int n = 470; n < 485; n++) { /* cut at the end of the buffer, inside a character */
+        err_set(&e, E_FORMAT, "%*s\xf0\x9f\x98\x80", n, "");
+        err_wrap(&e, "\xe2\x82\xac");
+        assert_int_equal(str_utf8_bad(e.msg, strlen(e.msg)), strlen(e.msg));
+    }
+}
+
 static void the_nth_allocation_fails_and_only_it(void **state)
 {
     (void)state;
@@ -181,6 +198,8 @@ static void json_limits_and_errors(void **state)
     assert_null(jx_parse("{\"a\":1,\n \"a\":2}", 15, &e));
     assert_non_null(strstr(e.msg, "line 2"));
     assert_null(jx_parse("{\"a\": \"\\u0000\"}", 14, &e));
+    assert_null(jx_parse("[1\0]", 4, &e));
+    assert_int_equal(e.code, E_FORMAT);
     static const char text[] = "{\"n\": 3, \"s\": \"[[[[\", \"x\": 2.5, \"z\": null}";
     json_t *o = jx_parse(text, sizeof text - 1, &e);
     assert_non_null(o);
@@ -227,6 +246,29 @@ static void json_is_whole_or_out_of_memory(void **state)
         assert_int_equal(mem_live(), before);
     }
     mem_free(whole);
+}
+
+static void reals_are_written_short_and_exact(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    static const struct { double x; const char *text; } rows[] = {
+        {0.0002, "0.0002"}, {0.1, "0.1"}, {32, "32.0"}, {1e-8, "1e-8"}, {-2.5, "-2.5"},
+        {1e300, "1e+300"}, {0.1 + 0.2, "0.30000000000000004"}, {123456789.125, "123456789.125"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        json_t *v = json_pack("{s:f, s:s, s:i}", "x", rows[i].x, "s",
+                              "\\\"0.00020000000000000001", "n", 7);
+        char *text = jx_dump(v, &e), want[120];
+        snprintf(want, sizeof want, "{\"x\":%s,\"s\":\"\\\\\\\"0.00020000000000000001\",\"n\":7}",
+                 rows[i].text);
+        assert_string_equal(text, want);
+        json_t *back = jx_parse(text, strlen(text), &e);
+        assert_true(json_real_value(json_object_get(back, "x")) == rows[i].x);
+        json_decref(back);
+        mem_free(text);
+        json_decref(v);
+    }
 }
 
 static void a_published_file_is_whole_or_absent(void **state)
@@ -331,6 +373,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrapped_errors_keep_the_cause),
+        cmocka_unit_test(messages_are_one_line_of_utf8),
         cmocka_unit_test(the_nth_allocation_fails_and_only_it),
         cmocka_unit_test(arenas_and_buffers_stop_at_their_cap),
         cmocka_unit_test(utf8_is_checked_by_the_table),
@@ -339,6 +382,7 @@ int main(void)
         cmocka_unit_test(normals_have_the_moments_of_normals),
         cmocka_unit_test(hashes_match_known_answers),
         cmocka_unit_test(json_limits_and_errors),
+        cmocka_unit_test(reals_are_written_short_and_exact),
         cmocka_unit_test(json_is_whole_or_out_of_memory),
         cmocka_unit_test(a_published_file_is_whole_or_absent),
         cmocka_unit_test(a_published_folder_notices_every_change),

@@ -130,7 +130,8 @@ static void the_families_differ_where_they_should(void **state)
     hfconfig_clear(&c);
     c = accept("{\"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"],"
                " \"sliding_window\": 64, \"use_sliding_window\": true,"
-               " \"layer_types\": [\"full_attention\", \"full_attention\", \"sliding_attention\"]}");
+               " \"layer_types\": [\"full_attention\", \"full_attention\","
+               " \"sliding_attention\"]}");
     assert_int_equal(hfconfig_max_length(&c), 64);
     hfconfig_clear(&c);
 

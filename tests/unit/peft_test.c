@@ -265,7 +265,7 @@ static void settings_that_are_not_applied_are_refused_by_name(void **state)
         {"{\"peft_type\": \"IA3\"}", E_UNSUPPORTED, "peft_type"},
         {"{\"r\": \"-\"}", E_ARG, "'r'"},
         {"{\"r\": 0}", E_RANGE, "'r'"},
-        {"{\"r\": 3}", E_FORMAT, "with r = 3"},
+        {"{\"r\": 3}", E_FORMAT, "r = 3"},
         {"{\"lora_alpha\": \"-\"}", E_ARG, "lora_alpha"},
         {"{\"lora_alpha\": -1}", E_RANGE, "lora_alpha"},
         {"{\"lora_dropout\": 1.5}", E_RANGE, "lora_dropout"},

@@ -216,7 +216,8 @@ static void malformed_lengths_are_refused(void **state)
         {"\xff\xff\xff\xff\xff\xff\xff\x7f{}", 10, E_FORMAT, "but only 2 follow"},
         {"\0\0\0\0\0\0\0\x02{}", 10, E_FORMAT, "but only 2 follow"},
         {"\1\0\0\0\0\0\0\0{}", 10, E_FORMAT, "header: line 1"},
-        {"\3\0\0\0\0\0\0\0{}\0", 11, E_FORMAT, "end of file expected"},
+        {"\3\0\0\0\0\0\0\0{}\0", 11, E_FORMAT, "byte 2 is NUL"},
+        {"\7\0\0\0\0\0\0\0{\"a\":1\0}", 16, E_FORMAT, "is NUL"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         put_file("f.safetensors", rows[i].bytes, rows[i].n);
@@ -391,7 +392,8 @@ static void every_dtype_survives_a_round_trip(void **state)
     struct err e = ERR_INIT;
     unsigned char data[DT_COUNT][24 * 8];
     char name[16], sha[65], again[65];
-    for (size_t i = 0; i < sizeof data; i++) ((unsigned char *)data)[i] = (unsigned char)(i * 37 + 1);
+    for (size_t i = 0; i < sizeof data; i++)
+        ((unsigned char *)data)[i] = (unsigned char)(i * 37 + 1);
     for (int rank = 0; rank <= 3; rank++) {
         struct st_writer *w = st_writer_new(path, &e);
         assert_non_null(w);

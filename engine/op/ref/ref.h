@@ -94,10 +94,9 @@ struct ref_tensor *sample_ints(struct op_sample *s, int i, int lo, int hi, int r
 struct ref_tensor *sample_distinct(struct op_sample *s, int i, int hi, int64_t n);
 /* One f32 value [1]. */
 void sample_scalar(struct op_sample *s, int i, double v);
-/* Output j of the same op as ref makes it from the inputs so far, rounded, as input i: for the
+/* Gives input i, made by sample_zeros(), the values of output j of another op, rounded: for the
  * saved tensors that backward ops take. */
-void sample_output(struct op_sample *s, ref_fn fn, struct ref_call *c, int j, int i, int rank,
-                   const int64_t *shape);
+void sample_output(struct op_sample *s, ref_fn fn, struct ref_call *c, int j, int i);
 
 /* ---- running a tape ---- */
 

@@ -143,7 +143,8 @@ bool sample_rope(int k, struct op_sample *s)
     sample_ints(s, 1, 0, cases[k].pos, DIMS(cases[k].N)); /* out of order, with repetitions */
     struct ref_tensor *freq = sample_zeros(s, 2, DT_F32, DIMS(cases[k].D / 2));
     /* Few bits, so that pos * freq is exact in f32: whoever rounds it rounds nothing. */
-    for (int64_t i = 0; i < freq->count; i++) freq->d[i] = ldexp(1 + (double)(i % 8) / 8, (int)-i / 3);
+    for (int64_t i = 0; i < freq->count; i++)
+        freq->d[i] = ldexp(1 + (double)(i % 8) / 8, -(int)i / 3);
     s->diff = 1;
     s->k_red = 2;
     return true;

@@ -171,8 +171,10 @@ bool sample_attn_bwd(int k, struct op_sample *s)
     sample_normal(s, 0, DT_F32, DIMS(B, T, H, D));
     struct ref_call c = {.attrs = s->attrs,
                          .in = {&s->in[1], &s->in[2], &s->in[3], &s->in[4]}};
-    sample_output(s, ref_attn, &c, 0, 5, DIMS(B, T, H, D));
-    sample_output(s, ref_attn, &c, 1, 6, DIMS(B, T, H));
+    sample_zeros(s, 5, DT_F32, DIMS(B, T, H, D));
+    sample_zeros(s, 6, DT_F32, DIMS(B, T, H));
+    sample_output(s, ref_attn, &c, 0, 5);
+    sample_output(s, ref_attn, &c, 1, 6);
     s->k_red = cases[k].S + D + T * (H / cases[k].G);
     return true;
 }

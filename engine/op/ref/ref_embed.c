@@ -12,7 +12,8 @@ void ref_embed(struct ref_call *c)
 }
 
 /* out[rows, width]: the rows of dy summed by their index. */
-static void scatter(const struct ref_call *c, const struct ref_tensor *dy, const struct ref_tensor *idx)
+static void scatter(const struct ref_call *c, const struct ref_tensor *dy,
+                    const struct ref_tensor *idx)
 {
     struct ref_call sum = ref_adding(c);
     int64_t width = dy->shape[1];
@@ -56,9 +57,9 @@ static const struct {
     int64_t n, rows, width;
     enum dtype table;
 } cases[] = {
-    {1, 1, 1, DT_F32},   {5, 3, 7, DT_F32},    {8, 16, 8, DT_F32},   {13, 2, 5, DT_BF16},
-    {17, 40, 33, DT_F16}, {0, 4, 6, DT_F32},   {3, 50, 0, DT_F32},   {64, 1, 24, DT_BF16},
-    {100, 11, 16, DT_F32}, {31, 257, 9, DT_F16}, {2, 1000, 3, DT_BF16}, {300, 70, 13, DT_F32},
+    {1, 1, 1, DT_F32},      {5, 3, 7, DT_F32},   {8, 16, 8, DT_F32},   {13, 2, 5, DT_BF16},
+    {17, 40, 33, DT_F16},   {0, 4, 6, DT_F32},   {3, 50, 0, DT_F32},   {64, 1, 24, DT_BF16},
+    {100, 11, 16, DT_F32},  {31, 257, 9, DT_F16}, {2, 1000, 3, DT_BF16}, {300, 70, 13, DT_F32},
     {7, 9, 130, DT_F32},
 };
 
@@ -86,9 +87,10 @@ static const struct {
     int64_t rows, picked, width;
     bool repeated; /* forward only: the gradient wants distinct indices */
 } picks[] = {
-    {1, 1, 1, false},  {5, 3, 7, false},  {8, 8, 16, false}, {40, 13, 9, false}, {4, 0, 6, false},
-    {4, 4, 0, false},  {0, 0, 3, false},  {3, 12, 5, true},  {17, 17, 4, false}, {100, 61, 24, false},
-    {2, 64, 33, true}, {257, 1, 8, false}, {65, 40, 131, false},
+    {1, 1, 1, false},   {5, 3, 7, false},  {8, 8, 16, false},  {40, 13, 9, false},
+    {4, 0, 6, false},   {4, 4, 0, false},  {0, 0, 3, false},   {3, 12, 5, true},
+    {17, 17, 4, false}, {2, 64, 33, true}, {257, 1, 8, false}, {100, 61, 24, false},
+    {65, 40, 131, false},
 };
 
 bool sample_rows(int k, struct op_sample *s)

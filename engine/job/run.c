@@ -1,0 +1,227 @@
+#include "engine/job/run.h"
+
+#include "engine/base/jx.h"
+#include "engine/base/mem.h"
+#include "engine/base/str.h"
+#include "engine/job/generate.h"
+#include "engine/method/settings.h"
+
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { DEFAULT_MAX_LENGTH = 1024 };
+static const size_t CSV_MAX_BYTES = (size_t)1 << 31;
+
+enum engine_exit run_exit_code(const struct err *e)
+{
+    switch (e->code) {
+    case E_OK: return EXIT_DONE;
+    case E_ARG:
+    case E_RANGE:
+    case E_FORMAT:
+    case E_NOTFOUND:
+    case E_CONFLICT:
+    case E_LIMIT:
+    case E_QUOTA:
+    case E_AUTH:
+    case E_UNSUPPORTED: return EXIT_USER;
+    case E_NUMERIC: return EXIT_NUMERIC;
+    case E_DEVMEM: return EXIT_DEVMEM;
+    case E_CANCELLED: return EXIT_CANCELLED;
+    default: return EXIT_TRANSIENT;
+    }
+}
+
+static int pick_length(struct run *r, struct err *e)
+{
+    int64_t most = hfconfig_max_length(&r->session.model->cfg);
+    r->max_length = settings_int(r->job.settings, "max_length");
+    if (r->max_length == 0) r->max_length = most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
+    if (r->max_length >= 2 && r->max_length <= most) return 0;
+    err_set(e, E_RANGE, "max_length is %lld; this model takes 2 to %lld tokens",
+            (long long)r->max_length, (long long)most);
+    return err_param(e, "hyperparameters.max_length");
+}
+
+/* The template for rows of messages. A template that nobody knows is an error only if there are
+ * such rows. */
+static int pick_chat(const struct run *r, enum chat_template *chat, struct err *e)
+{
+    const char *name = settings_str(r->job.settings, "chat_template");
+    *chat = CHAT_NONE;
+    if (str_eq(name, "none")) return 0;
+    if (str_eq(name, "auto")) return chat_detect(r->job.model_path, chat, e);
+    if (chat_parse(name, chat)) return 0;
+    err_set(e, E_ARG, "no chat template %s", name);
+    return err_param(e, "hyperparameters.chat_template");
+}
+
+static int is_messages(const char *path, bool *yes, struct err *e)
+{
+    json_t *report = dataset_check(path, e);
+    if (!report) return -1;
+    *yes = str_eq(json_string_value(json_object_get(report, "format")), "messages");
+    json_decref(report);
+    return 0;
+}
+
+static int load_data(struct run *r, struct err *e)
+{
+    const struct hf_config *c = &r->session.model->cfg;
+    struct dataset_options o = {.max_length = r->max_length,
+                                .eos = c->neos ? (int32_t)c->eos[0] : -1};
+    double split = settings_real(r->job.settings, "validation_split");
+    bool messages;
+    if (is_messages(r->job.training_file, &messages, e)) goto bad_training;
+    if (messages && pick_chat(r, &o.chat, e)) return -1;
+    r->chat = o.chat;
+    if (!(r->train = dataset_open(r->job.training_file, r->session.tok, &o, e)))
+        goto bad_training;
+    if (r->job.validation_file) {
+        r->valid = dataset_open(r->job.validation_file, r->session.tok, &o, e);
+        if (!r->valid) {
+            err_param(e, "validation_file");
+            return err_wrap(e, "validation file");
+        }
+    } else if (split > 0) {
+        if (dataset_count(r->train) < 2) {
+            err_set(e, E_ARG, "validation_split needs at least 2 rows");
+            return err_param(e, "hyperparameters.validation_split");
+        }
+        if (!(r->valid = dataset_split(r->train, split, r->job.seed, e))) return -1;
+    }
+    if (dataset_count(r->train) > 0) return 0;
+    err_set(e, E_ARG, "no row has a token to train on");
+bad_training:
+    err_param(e, "training_file");
+    return err_wrap(e, "training file");
+}
+
+int run_load(struct run *r, bool plan_only, struct err *e)
+{
+    const struct job *j = &r->job;
+    const struct session_options so = {.dir = j->model_path, .random = j->random,
+                                       .seed = j->seed, .threads = plan_only ? 0 : j->threads};
+    struct adaptation *a = &r->session.adapt;
+    struct run_estimate need;
+    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    buf_init(&r->state.csv, CSV_MAX_BYTES);
+    r->state.train_loss = r->state.valid_loss = r->state.valid_accuracy = NAN;
+    r->state.before_loss = r->state.before_accuracy = NAN;
+    run_progress(r, "loading");
+    if (!(r->state.samples = json_array())) return err_set(e, E_NOMEM, "out of memory");
+    if (session_open(&r->session, &so, e) || pick_length(r, e)) return -1;
+    *a = (struct adaptation){.method = j->method, .model = r->session.model,
+                             .settings = j->settings, .seed = j->seed};
+    if (a->method->attach(a, e)) return err_wrap(e, "method %s", j->method->name);
+    run_progress(r, "tokenizing");
+    if (load_data(r, e)) return -1;
+    schedule_init(&r->schedule, j->settings, dataset_count(r->train), j->seed);
+    r->session.graphs.optimiser = (struct graph_optimiser){
+        .beta1 = (float)settings_real(j->settings, "adam_beta1"),
+        .beta2 = (float)settings_real(j->settings, "adam_beta2"),
+        .eps = (float)settings_real(j->settings, "adam_epsilon"),
+        .max_grad_norm = (float)settings_real(j->settings, "max_grad_norm"),
+    };
+    if (plan_only) return 0;
+    if (run_estimate(r, &need, e)) return -1;
+    if (memory > 0 && need.peak_bytes > memory)
+        return err_set(e, E_DEVMEM,
+                       "the job needs %lld MiB of memory, the machine has %lld: lower batch_size"
+                       " or max_length", (long long)(need.peak_bytes >> 20),
+                       (long long)(memory >> 20));
+    if (model_alloc(r->session.model, e)) return -1;
+    return a->method->init(a, e);
+}
+
+void run_close(struct run *r)
+{
+    dataset_free(r->train);
+    dataset_free(r->valid);
+    session_close(&r->session);
+    buf_clear(&r->state.csv);
+    json_decref(r->state.samples);
+    job_clear(&r->job);
+}
+
+/* Every micro-batch is at most as wide and as long as this one. */
+static struct graph_key largest(const struct run *r)
+{
+    int64_t longest = 0, rows = dataset_count(r->train);
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t n = dataset_get(r->train, i).n;
+        if (n > longest) longest = n;
+    }
+    return (struct graph_key){.kind = GRAPH_TRAIN,
+                              .B = rows < r->schedule.batch ? rows : r->schedule.batch,
+                              .T = (longest + 7) / 8 * 8};
+}
+
+int run_estimate(struct run *r, struct run_estimate *out, struct err *e)
+{
+    struct graph_key k = largest(r), update = {.kind = GRAPH_UPDATE};
+    struct graph step = {0}, last = {0};
+    struct graphs *gs = &r->session.graphs;
+    const struct model *m = r->session.model;
+    int rc = -1;
+    *out = (struct run_estimate){0};
+    if (graph_make(gs, &k, r->job.threads, &step, e) ||
+        graph_make(gs, &update, r->job.threads, &last, e))
+        goto out;
+    out->step = step.plan->report;
+    out->update = last.plan->report;
+    out->buffer_bytes = out->step.step_bytes > out->update.step_bytes ? out->step.step_bytes
+                                                                      : out->update.step_bytes;
+    out->peak_bytes = out->buffer_bytes;
+    for (int i = 0; i < m->params.n; i++) {
+        const struct param *p = m->params.items[i];
+        int64_t wide = p->kind == PARAM_TRAINABLE ? 16 : (int64_t)dtype_size(param_dtype(p));
+        out->peak_bytes += p->count * wide; /* 16: master, gradient, two moments */
+        enum dtype kept = m->random ? m->cfg.dtype : p->source ? p->dtype0 : DT_F32;
+        out->result_bytes += p->count * (int64_t)dtype_size(kept);
+    }
+    out->flops_per_step = out->step.flops[PHASE_STEP] * r->schedule.accumulate +
+                          out->update.flops[PHASE_UPDATE];
+    rc = 0;
+out:
+    graph_clear(&step);
+    graph_clear(&last);
+    return rc;
+}
+
+void run_progress(struct run *r, const char *phase)
+{
+    struct engine_progress p = {.phase = phase, .step = r->state.step,
+                                .total_steps = r->schedule.total, .tokens = r->state.tokens,
+                                .train_loss = NAN, .learning_rate = NAN, .grad_norm = NAN,
+                                .eta_s = NAN};
+    if (r->schedule.total) p.epoch = schedule_epoch(&r->schedule, r->state.step);
+    if (r->journal.hooks) journal_progress(&r->journal, &p);
+}
+
+int run_samples(struct run *r, const char *key, struct err *e)
+{
+    const json_t *prompts = json_object_get(r->job.settings, "samples");
+    const struct generate_options o = {
+        .max_tokens = settings_int(r->job.settings, "sample_max_tokens"), .top_p = 1};
+    json_t *prompt;
+    size_t i;
+    json_array_foreach(prompts, i, prompt) {
+        json_t *row = json_array_get(r->state.samples, i);
+        if (!row) {
+            row = jx_pack(e, "{s:O}", "prompt", prompt);
+            if (!row || json_array_append_new(r->state.samples, row)) return -1;
+        }
+        char *text = generate_text(&r->session, r->chat, json_string_value(prompt), &o, e);
+        if (!text) return err_wrap(e, "sample %zu", i + 1);
+        int rc = jx_set(row, key, jx_pack(e, "s", text), e);
+        if (!rc)
+            rc = journal_event(&r->journal, "info", "message", jx_pack(e, "{s:O, s:s, s:s}",
+                               "prompt", prompt, "when", key, "answer", text), e,
+                               "Sample %zu %s training: %s", i + 1, key, text);
+        mem_free(text);
+        if (rc) return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,149 @@
+#include "engine/job/session.h"
+
+#include "engine/base/fs.h"
+#include "engine/base/mem.h"
+
+#include <string.h>
+
+int session_open(struct session *s, const struct session_options *o, struct err *e)
+{
+    const struct model_options mo = {.random = o->random, .seed = o->seed};
+    char path[FS_PATH_MAX];
+    *s = (struct session){0};
+    if (!(s->model = model_open(o->dir, &mo, e))) goto fail;
+    if (fs_join(path, o->dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) goto fail;
+    if (tok_size(s->tok) > s->model->cfg.vocab_size) {
+        err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
+                tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+        goto fail;
+    }
+    if (o->threads && !(s->exec = exec_new_cpu(o->threads, e))) goto fail;
+    if (s->exec) s->exec->seed = o->seed;
+    graphs_init(&s->graphs, s->model, s->exec);
+    return 0;
+fail:
+    session_close(s);
+    return -1;
+}
+
+int session_ready(struct session *s, const char *adapter_dir, struct err *e)
+{
+    return adapter_dir ? method_load_adapter(&s->adapt, s->model, adapter_dir, e)
+                       : model_alloc(s->model, e);
+}
+
+void session_close(struct session *s)
+{
+    exec_free(s->exec);
+    graphs_clear(&s->graphs);
+    method_end(&s->adapt);
+    tok_free(s->tok);
+    model_free(s->model);
+    *s = (struct session){0};
+}
+
+int session_loss(struct session *s, const struct batch *b, double *nll, double *hits,
+                 struct err *e)
+{
+    const struct graph_key k = {.kind = GRAPH_LOSS, .B = b->B, .T = b->T};
+    float sum, right;
+    struct graph *g = graphs_bind(&s->graphs, &k, e);
+    if (!g || graph_feed(s->exec, g, b, 1.0f, e) || exec_run(s->exec, PHASE_STEP, 0, e) ||
+        exec_read(s->exec, g->io.loss, &sum, sizeof sum, e) ||
+        exec_read(s->exec, g->io.hits, &right, sizeof right, e))
+        return -1;
+    *nll = sum;
+    *hits = right;
+    return 0;
+}
+
+/* A batch of one row. b starts zeroed; batch_clear frees. */
+static int one_row(struct batch *b, const int32_t *ids, int64_t n, struct err *e)
+{
+    int64_t T = (n + 7) / 8 * 8;
+    if (b->cap < T) {
+        batch_clear(b);
+        b->ids = mem_array(T, sizeof *b->ids, e);
+        b->target = mem_array(T, sizeof *b->target, e);
+        b->pos = mem_array(T, sizeof *b->pos, e);
+        b->range = mem_array(2 * T, sizeof *b->range, e);
+        if (!b->ids || !b->target || !b->pos || !b->range) return -1;
+        b->cap = T;
+    }
+    b->B = 1;
+    b->T = T;
+    b->tokens = n;
+    b->trained = n - 1;
+    for (int64_t t = 0; t < T; t++) {
+        b->ids[t] = t < n ? ids[t] : 0;
+        b->target[t] = t + 1 < n ? ids[t + 1] : -1;
+        b->pos[t] = (int32_t)(t < n ? t : 0);
+        b->range[2 * t] = 0;
+        b->range[2 * t + 1] = (int32_t)(t < n ? t + 1 : 0);
+    }
+    return 0;
+}
+
+float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct err *e)
+{
+    struct batch b = {0};
+    int32_t *idx = mem_array(n, sizeof *idx, e);
+    float *out = mem_array(n * s->model->cfg.vocab_size, sizeof *out, e);
+    size_t bytes = (size_t)(n * s->model->cfg.vocab_size) * sizeof *out;
+    struct graph_key k = {.kind = GRAPH_LOGITS, .B = 1, .T = (n + 7) / 8 * 8, .rows = n};
+    struct graph *g;
+    int rc = -1;
+    if (!idx || !out || one_row(&b, ids, n, e) || !(g = graphs_bind(&s->graphs, &k, e))) goto out;
+    for (int64_t i = 0; i < n; i++) idx[i] = (int32_t)i;
+    size_t width = (size_t)b.T * sizeof(int32_t);
+    if (exec_write(s->exec, g->io.ids, b.ids, width, e) ||
+        exec_write(s->exec, g->io.pos, b.pos, width, e) ||
+        exec_write(s->exec, g->io.range, b.range, 2 * width, e) ||
+        exec_write(s->exec, g->io.idx, idx, (size_t)n * sizeof *idx, e) ||
+        exec_run(s->exec, PHASE_STEP, 0, e) || exec_read(s->exec, g->io.logits, out, bytes, e))
+        goto out;
+    rc = 0;
+out:
+    batch_clear(&b);
+    mem_free(idx);
+    if (!rc) return out;
+    mem_free(out);
+    return NULL;
+}
+
+int session_score(struct session *s, const char *text, double *nll, int64_t *tokens,
+                  struct err *e)
+{
+    int64_t window = hfconfig_max_length(&s->model->cfg), count = 0;
+    double sum = 0, one, hits;
+    struct ids ids = {0};
+    struct batch b = {0};
+    int rc = -1;
+    if (tok_encode(s->tok, text, strlen(text), true, &ids, e)) goto out;
+    if (ids.n < 2) {
+        err_set(e, E_ARG, "the text has %lld tokens; at least 2 are needed", (long long)ids.n);
+        err_param(e, "text");
+        goto out;
+    }
+    for (int64_t from = 0; from < ids.n; from += window) {
+        int64_t n = ids.n - from < window ? ids.n - from : window;
+        if (n < 2) break; /* a last token alone predicts nothing */
+        if (one_row(&b, ids.v + from, n, e) || session_loss(s, &b, &one, &hits, e)) goto out;
+        sum += one;
+        count += n - 1;
+    }
+    *nll = sum / (double)count;
+    *tokens = count;
+    rc = 0;
+out:
+    batch_clear(&b);
+    ids_clear(&ids);
+    return rc;
+}
+
+bool session_ends(const struct session *s, int32_t id)
+{
+    for (int i = 0; i < s->model->cfg.neos; i++)
+        if (s->model->cfg.eos[i] == id) return true;
+    return false;
+}

@@ -1,0 +1,45 @@
+/* session.h: a model made ready to compute: tokeniser, exec, and its planned passes.
+ *
+ * Used by jobs, by scoring and by generation alike. session_open() leaves the model without
+ * storage, so that a method can still change what is trained; session_ready() or method_begin()
+ * allocate it. One owner, one thread (the exec has its own pool).
+ */
+#ifndef GRAFT_SESSION_H
+#define GRAFT_SESSION_H
+
+#include "engine/data/dataset.h"
+#include "engine/job/graph.h"
+#include "engine/method/method.h"
+#include "engine/tok/tok.h"
+
+struct session {
+    struct model *model;
+    struct adaptation adapt; /* begun, loaded, or zero */
+    struct tok *tok;
+    struct exec *exec;
+    struct graphs graphs;
+};
+
+struct session_options {
+    const char *dir;
+    bool random;
+    uint64_t seed;
+    int threads; /* >= 1; 0: no exec, for planning alone */
+};
+
+int session_open(struct session *s, const struct session_options *o, struct err *e);
+/* For inference: with the adapter in a folder, or NULL for the plain model. */
+int session_ready(struct session *s, const char *adapter_dir, struct err *e);
+void session_close(struct session *s); /* zeroed is fine */
+
+/* Sum of -log p over the targets of a batch, and how many rows had the target on top. */
+int session_loss(struct session *s, const struct batch *b, double *nll, double *hits,
+                 struct err *e);
+/* Logits of all n positions; mem_free. NULL on failure. */
+float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct err *e);
+/* Mean loss per token of a text, in windows of at most the model's length. */
+int session_score(struct session *s, const char *text, double *nll, int64_t *tokens,
+                  struct err *e);
+bool session_ends(const struct session *s, int32_t id); /* an end-of-answer token */
+
+#endif

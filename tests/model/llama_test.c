@@ -1,0 +1,358 @@
+/* engine/model: every family of the Llama builder against numbers made by transformers
+ * (golden/make_golden.py), and what a model folder may not look like. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "engine/base/fs.h"
+#include "engine/base/mem.h"
+#include "engine/base/str.h"
+#include "engine/job/graph.h"
+#include "engine/method/method.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GOLDEN "tests/model/golden/"
+
+static const char *const models[] = {"llama", "llama3", "mistral-bf16", "qwen2", "qwen3"};
+enum { MODELS = sizeof models / sizeof *models };
+
+struct golden {
+    struct model *model;
+    struct exec *exec;
+    struct graphs graphs;
+    struct st *ref;
+    struct batch batch;
+    int64_t B, T, V;
+    const int32_t *lengths;
+};
+
+#define OK(call) \
+    do { \
+        if (call) fail_msg("%s", e.msg); \
+    } while (0)
+
+static const void *tensor(const struct golden *g, const char *name)
+{
+    const struct st_tensor *t = st_find(g->ref, name);
+    if (!t) fail_msg("the reference has no %s", name);
+    return t->data;
+}
+
+static void open_golden(struct golden *g, const char *name, bool trained, struct err *err)
+{
+    struct err e = ERR_INIT;
+    const struct model_options o = {0};
+    struct adaptation a = {.method = &method_full};
+    char path[256];
+    *g = (struct golden){0};
+    snprintf(path, sizeof path, GOLDEN "%s", name);
+    if (!(g->model = model_open(path, &o, &e))) fail_msg("%s", e.msg);
+    a.model = g->model;
+    if (trained) OK(method_full.attach(&a, &e));
+    OK(model_alloc(g->model, &e));
+    assert_non_null(g->exec = exec_new_cpu(2, &e));
+    g->exec->poison = true;
+    graphs_init(&g->graphs, g->model, g->exec);
+    snprintf(path, sizeof path, GOLDEN "%s/reference.safetensors", name);
+    assert_non_null(g->ref = st_open(path, &e));
+    g->B = st_find(g->ref, "ids")->shape[0];
+    g->T = st_find(g->ref, "ids")->shape[1];
+    g->V = g->model->cfg.vocab_size;
+    g->lengths = tensor(g, "lengths");
+    *err = e;
+}
+
+static void close_golden(struct golden *g)
+{
+    batch_clear(&g->batch);
+    exec_free(g->exec);
+    graphs_clear(&g->graphs);
+    model_free(g->model);
+    st_close(g->ref);
+}
+
+/* The reference's batch, as dataset.h lays batches out. */
+static void fill_batch(struct golden *g)
+{
+    struct err e = ERR_INIT;
+    struct batch *b = &g->batch;
+    int64_t N = g->B * g->T;
+    const int32_t *ids = tensor(g, "ids"), *labels = tensor(g, "labels");
+    b->B = g->B;
+    b->T = g->T;
+    assert_non_null(b->ids = mem_dup(ids, (size_t)N * 4, &e));
+    assert_non_null(b->target = mem_array(N, 4, &e));
+    assert_non_null(b->pos = mem_array(N, 4, &e));
+    assert_non_null(b->range = mem_array(2 * N, 4, &e));
+    for (int64_t n = 0; n < N; n++) {
+        int32_t t = (int32_t)(n % g->T), length = g->lengths[n / g->T];
+        b->target[n] = t + 1 < length ? labels[n + 1] : -1;
+        b->trained += b->target[n] >= 0;
+        b->pos[n] = t < length ? t : 0;
+        b->range[2 * n + 1] = t < length ? t + 1 : 0;
+    }
+}
+
+static double relative(const float *a, const float *b, int64_t n)
+{
+    double d = 0, s = 0;
+    for (int64_t i = 0; i < n; i++) {
+        d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        s += (double)b[i] * b[i];
+    }
+    return sqrt(d / (s > 0 ? s : 1));
+}
+
+static void logits_equal_those_of_transformers(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct golden g;
+        struct err e;
+        open_golden(&g, models[m], false, &e);
+        fill_batch(&g);
+        int64_t N = g.B * g.T, rows = 0;
+        const struct graph_key k = {.kind = GRAPH_LOGITS, .B = g.B, .T = g.T, .rows = N};
+        const float *want = tensor(&g, "logits");
+        int32_t *idx = mem_array(N, sizeof *idx, &e);
+        float *got = mem_array(N * g.V, sizeof *got, &e), *expected = mem_array(N * g.V, 4, &e);
+        struct graph *p = graphs_bind(&g.graphs, &k, &e);
+        if (!p) fail_msg("%s", e.msg);
+        for (int64_t i = 0; i < N; i++) idx[i] = (int32_t)i;
+        OK(exec_write(g.exec, p->io.ids, g.batch.ids, (size_t)N * 4, &e));
+        OK(exec_write(g.exec, p->io.pos, g.batch.pos, (size_t)N * 4, &e));
+        OK(exec_write(g.exec, p->io.range, g.batch.range, (size_t)N * 8, &e));
+        OK(exec_write(g.exec, p->io.idx, idx, (size_t)N * 4, &e));
+        OK(exec_run(g.exec, PHASE_STEP, 0, &e));
+        OK(exec_read(g.exec, p->io.logits, got, (size_t)(N * g.V) * 4, &e));
+        /* Padding means nothing: only real positions are compared, and packed for it. */
+        for (int64_t n = 0; n < N; n++) {
+            if (n % g.T >= g.lengths[n / g.T]) continue;
+            memcpy(expected + rows * g.V, want + n * g.V, (size_t)g.V * 4);
+            memmove(got + rows++ * g.V, got + n * g.V, (size_t)g.V * 4);
+        }
+        double d = relative(got, expected, rows * g.V);
+        print_message("%-14s logits %.2g\n", models[m], d);
+        assert_true(d <= 1e-5); /* the project's bar; f32 against f32 gives about 5e-7 */
+        mem_free(idx);
+        mem_free(got);
+        mem_free(expected);
+        close_golden(&g);
+    }
+}
+
+static void gradients_of_all_weights_equal_those_of_transformers(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct golden g;
+        struct err e;
+        char name[PARAM_NAME + 8];
+        float loss;
+        double worst = 0;
+        open_golden(&g, models[m], true, &e);
+        fill_batch(&g);
+        const struct graph_key k = {.kind = GRAPH_TRAIN, .B = g.B, .T = g.T};
+        struct graph *p = graphs_bind(&g.graphs, &k, &e);
+        if (!p) fail_msg("%s", e.msg);
+        OK(graph_feed(g.exec, p, &g.batch, 1.0f / (float)g.batch.trained, &e));
+        OK(exec_run(g.exec, PHASE_STEP, 0, &e));
+        OK(exec_read(g.exec, p->io.loss, &loss, sizeof loss, &e));
+        assert_float_equal(loss, *(const float *)tensor(&g, "loss"), 1e-5);
+        for (int i = 0; i < g.model->ntensors; i++) {
+            const struct param *w = g.model->params.items[i];
+            snprintf(name, sizeof name, "grad.%s", w->name);
+            double d = relative(w->grad, tensor(&g, name), w->count);
+            if (d > worst) worst = d;
+            if (d > 1e-4) fail_msg("%s: gradient of %s is off by %g", models[m], w->name, d);
+        }
+        print_message("%-14s gradients %.2g\n", models[m], worst);
+        close_golden(&g);
+    }
+}
+
+/* Writes ids [1,n] at position `at` into a bound graph with a cache and reads the last logits. */
+static void push(struct golden *g, struct model_cache *c, const int32_t *ids, int32_t n,
+                 int32_t at, float *out)
+{
+    struct err e = ERR_INIT;
+    const struct graph_key k = {.kind = GRAPH_LOGITS, .B = 1, .T = n, .rows = 1, .cache = c};
+    struct graph *p = graphs_bind(&g->graphs, &k, &e);
+    int32_t pos[64], range[128] = {0}, last = n - 1;
+    if (!p) fail_msg("%s", e.msg);
+    for (int32_t t = 0; t < n; t++) {
+        pos[t] = at + t;
+        range[2 * t + 1] = at + t + 1;
+    }
+    OK(exec_write(g->exec, p->io.ids, ids, (size_t)n * 4, &e));
+    OK(exec_write(g->exec, p->io.pos, pos, (size_t)n * 4, &e));
+    OK(exec_write(g->exec, p->io.range, range, (size_t)n * 8, &e));
+    OK(exec_write(g->exec, p->io.idx, &last, 4, &e));
+    OK(exec_run(g->exec, PHASE_STEP, 0, &e));
+    OK(exec_read(g->exec, p->io.logits, out, (size_t)g->V * 4, &e));
+}
+
+static void decoding_with_a_cache_equals_one_long_pass(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct golden g;
+        struct err e;
+        struct model_cache c;
+        float got[64];
+        open_golden(&g, models[m], false, &e);
+        const int32_t *ids = tensor(&g, "ids"), n = g.lengths[0];
+        const float *want = tensor(&g, "logits");
+        OK(model_cache_init(&c, g.model, 1, 40, &e));
+        push(&g, &c, ids, 5, 0, got);
+        assert_true(relative(got, want + 4 * g.V, g.V) < 1e-5);
+        for (int32_t t = 5; t < n; t++) {
+            push(&g, &c, ids + t, 1, t, got);
+            assert_true(relative(got, want + t * g.V, g.V) < 1e-5);
+        }
+        graphs_forget(&g.graphs, &c);
+        model_cache_clear(&c);
+        close_golden(&g);
+    }
+}
+
+/* ---- folders that are refused ---- */
+
+static char *folder(void)
+{
+    static char dir[64];
+    struct err e = ERR_INIT;
+    struct buf b;
+    char to[FS_PATH_MAX];
+    snprintf(dir, sizeof dir, "/tmp/graft-model-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    buf_init(&b, 1 << 20);
+    OK(fs_read_file(GOLDEN "llama/config.json", &b, &e));
+    snprintf(to, sizeof to, "%s/config.json", dir);
+    OK(fs_write_file(to, b.data, b.len, &e));
+    buf_clear(&b);
+    return dir;
+}
+
+/* How write_variant spoils the golden weights. */
+enum spoil { MISSING, EXTRA, MISSHAPEN, INTEGER, LEFTOVER };
+
+static void write_variant(const char *dir, enum spoil how)
+{
+    struct err e = ERR_INIT;
+    struct st *s = st_open(GOLDEN "llama/model.safetensors", &e);
+    char path[FS_PATH_MAX];
+    const char *victim = "model.layers.1.mlp.up_proj.weight";
+    const float zeros[8] = {0};
+    assert_non_null(s);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    struct st_writer *w = st_writer_new(path, &e);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < st_count(s); i++) {
+            const struct st_tensor *t = st_at(s, i);
+            bool it = str_eq(t->name, victim);
+            int64_t flat[2] = {t->count / 8, 8};
+            if (it && how == MISSING) continue;
+            bool other = it && how == MISSHAPEN;
+            if (pass == 0)
+                OK(st_writer_add(w, t->name, it && how == INTEGER ? DT_I32 : t->dtype,
+                                 other ? 2 : t->rank, other ? flat : t->shape, &e));
+            else
+                OK(st_writer_put(w, t->data, (size_t)t->bytes, &e));
+        }
+        if (how != EXTRA && how != LEFTOVER) continue;
+        const char *name = how == EXTRA ? "model.layers.2.input_layernorm.weight"
+                                        : "model.layers.0.self_attn.rotary_emb.inv_freq";
+        if (pass == 0) OK(st_writer_add(w, name, DT_F32, 1, &(int64_t){2}, &e));
+        else OK(st_writer_put(w, zeros, 8, &e));
+    }
+    OK(st_writer_publish(w, NULL, &e));
+    st_close(s);
+}
+
+static void a_wrong_tensor_is_refused_by_name_and_shapes(void **state)
+{
+    (void)state;
+    static const char *const said[][3] = {
+        [MISSING] = {"model.layers.1.mlp.up_proj.weight", "missing", ""},
+        [EXTRA] = {"model.layers.2.input_layernorm.weight", "not in a llama", ""},
+        [MISSHAPEN] = {"model.layers.1.mlp.up_proj.weight", "[48, 8]", "[24, 16]"},
+        [INTEGER] = {"model.layers.1.mlp.up_proj.weight", "I32", "BF16"},
+    };
+    const struct model_options o = {0};
+    for (int how = MISSING; how <= INTEGER; how++) {
+        struct err e = ERR_INIT;
+        const char *dir = folder();
+        write_variant(dir, (enum spoil)how);
+        assert_null(model_open(dir, &o, &e));
+        for (int k = 0; k < 3; k++)
+            if (!strstr(e.msg, said[how][k])) fail_msg("'%s' lacks '%s'", e.msg, said[how][k]);
+        fs_rmtree(dir, &e);
+    }
+}
+
+static void tables_of_older_checkpoints_are_left_out(void **state)
+{
+    (void)state;
+    const struct model_options o = {0};
+    struct err e = ERR_INIT;
+    const char *dir = folder();
+    write_variant(dir, LEFTOVER);
+    struct model *m = model_open(dir, &o, &e);
+    if (!m) fail_msg("%s", e.msg);
+    for (int i = 0; i < m->ntensors; i++)
+        assert_null(strstr(m->params.items[i]->name, "inv_freq"));
+    model_free(m);
+    fs_rmtree(dir, &e);
+}
+
+static void random_weights_need_only_the_config(void **state)
+{
+    (void)state;
+    struct model *m[3];
+    const char *dir = folder();
+    struct err e = ERR_INIT;
+    for (int k = 0; k < 3; k++) {
+        const struct model_options o = {.random = true, .seed = k == 2 ? 8 : 7};
+        if (!(m[k] = model_open(dir, &o, &e))) fail_msg("%s", e.msg);
+        OK(model_alloc(m[k], &e));
+    }
+    double square = 0, count = 0;
+    for (int i = 0; i < m[0]->ntensors; i++) {
+        const struct param *p = m[0]->params.items[i];
+        const float *v = p->data;
+        size_t bytes = (size_t)p->count * 4;
+        assert_memory_equal(v, m[1]->params.items[i]->data, bytes);
+        if (p->rank == 1) {
+            for (int64_t k = 0; k < p->count; k++) assert_float_equal(v[k], 1, 0);
+            continue;
+        }
+        assert_true(memcmp(v, m[2]->params.items[i]->data, bytes) != 0);
+        for (int64_t k = 0; k < p->count; k++) square += (double)v[k] * v[k];
+        count += (double)p->count;
+    }
+    /* initializer_range is 0.25; about 4500 numbers: 4 standard errors are 4.3 %. */
+    assert_true(fabs(sqrt(square / count) / 0.25 - 1) < 0.043);
+    for (int k = 0; k < 3; k++) model_free(m[k]);
+    fs_rmtree(dir, &e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_equal_those_of_transformers),
+        cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers),
+        cmocka_unit_test(decoding_with_a_cache_equals_one_long_pass),
+        cmocka_unit_test(a_wrong_tensor_is_refused_by_name_and_shapes),
+        cmocka_unit_test(tables_of_older_checkpoints_are_left_out),
+        cmocka_unit_test(random_weights_need_only_the_config),
+    };
+    return cmocka_run_group_tests_name("llama", tests, NULL, NULL);
+}
