@@ -39,7 +39,7 @@ static void write_record(const void *p, size_t n)
 {
     int32_t len = (int32_t)n;
     fwrite(&len, sizeof len, 1, stdout);
-    fwrite(p, 1, n, stdout);
+    if (n) fwrite(p, 1, n, stdout);
 }
 
 static void write_ids(const struct ids *a)

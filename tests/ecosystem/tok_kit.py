@@ -1,4 +1,5 @@
 """What the tokeniser tests share: tokenizers trained on the spot, and texts to try them on."""
+import collections
 import json
 import pathlib
 import random
@@ -75,14 +76,22 @@ def corpus(seed=1, n=1500):
     return plain + lines(seed + 1, n // 5)
 
 
+def common_chars(texts, most):
+    """The most frequent characters. The trainer would pick among equally rare ones by chance."""
+    count = collections.Counter(c for t in texts for c in t if c != " ")
+    return ["▁", " "] + sorted(count, key=lambda c: (-count[c], c))[:most]
+
+
 def trained(model, vocab_size, alphabet=(), special=(), **parts):
     tok = Tokenizer(model)
     for name, part in parts.items():
         setattr(tok, name, part)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(alphabet),
-                                  special_tokens=list(special), show_progress=False,
-                                  limit_alphabet=max(300, vocab_size // 2))
-    tok.train_from_iterator(corpus(), trainer)
+    texts = corpus()
+    alphabet = sorted(alphabet or common_chars(texts, 280))
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet,
+                                  limit_alphabet=len(alphabet), special_tokens=list(special),
+                                  show_progress=False)
+    tok.train_from_iterator(texts, trainer)
     return tok
 
 
