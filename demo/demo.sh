@@ -79,7 +79,7 @@ fi
 say "Uploading the dataset: stories to JSON records"
 train=$(api "$base/v1/files" -F purpose=fine-tune -F file=@demo/data/train.jsonl | jq -r .id)
 valid=$(api "$base/v1/files" -F purpose=fine-tune -F file=@demo/data/valid.jsonl | jq -r .id)
-echo "  $train (480 rows), $valid (40 rows)"
+echo "  $train (1200 rows), $valid (40 rows)"
 
 say "Adapting $model with LoRA on the CPU"
 job=$(jq -n --arg model "$model" --arg train "$train" --arg valid "$valid" --arg prompt "$prompt" '{
