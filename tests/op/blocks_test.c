@@ -50,7 +50,7 @@ static const struct shape {
     {7, 100, 2100, DT_F16, true, true, 2},       {97, 33, 600, DT_F32, false, true, 1},
     {1, 700, 300, DT_BF16, false, false, 1},     {800, 8, 24, DT_F32, false, true, 0.25f},
     {200, 16, 770, DT_F32, false, false, 1},     {30, 290, 270, DT_F32, true, true, 1},
-    {100, 530, 9, DT_F16, false, true, 16},     {48, 257, 257, DT_F32, false, false, 1},
+    {100, 530, 9, DT_F16, false, true, 16},      {48, 257, 257, DT_F32, false, false, 1},
 };
 
 static void linear_crosses_its_blocks(void **state)
