@@ -218,6 +218,7 @@ static void a_worker_that_ended_meanwhile_is_found(void **state)
     struct kit *k = *state;
     char done[64], dead[64];
     k->config.jobs_max = 2;
+    restart(k);
     kit_job(k, "{\"steps\": 20, \"step_ms\": 10}", done);
     kit_job(k, "{\"steps\": 60, \"step_ms\": 10}", dead);
     json_int_t pid = wait_for_step(k, dead, 5);
@@ -297,6 +298,7 @@ static void a_program_that_cannot_run_fails_the_job(void **state)
     struct kit *k = *state;
     char id[64];
     snprintf(k->config.worker_path, sizeof k->config.worker_path, "/nonexistent/graft");
+    restart(k);
     kit_job(k, "{}", id);
     json_t *job = kit_wait(k, id, "failed");
     json_decref(job);
