@@ -37,7 +37,7 @@ int64_t mem_failures(void);
 void mem_limit(size_t bytes);  /* 0: none. Allocations beyond it fail with E_NOMEM. */
 
 /* Routes jansson's allocations through the counter. Called once at start. jansson is not safe when
- * memory fails, so it gets even what a limit or a fault refuses; the refusal counts as a failure. */
+ * memory fails, so it gets even what a limit or fault refuses; the refusal counts as a failure. */
 void mem_hook_libraries(void);
 
 /* *out = a * b, false on overflow or a negative operand: for sizes that a file or user named. */

@@ -13,6 +13,8 @@ enum {
     KC = 256,           /* MR KC floats of a in L1 */
     NC = 256,           /* KC NC floats of b in L2 */
     MC = 192,           /* rows of a packed at a time */
+    COPY = 64,          /* for so many columns rows of a are copied together: strides of some
+                         * powers of two would make them compete for the same lines of L1 */
     FEW = 48,           /* with so few rows packing b costs more than it saves */
 };
 
@@ -198,6 +200,12 @@ static void block(const struct gemm *g, bool swapped, int64_t k0, int64_t j0)
     for (int64_t i = 0; i < g->n; i += MR) {
         if (g->a.t && i % MC == 0) pack_a(g, i, min64(MC, g->n - i), k0, kc, ap);
         t.a = g->a.t ? ap + i % MC * kc : (const float *)g->a.p + i * g->a.ld + k0;
+        if (!g->a.t && nc >= COPY) {
+            for (int64_t r = 0; r < min64(MR, g->n - i); r++)
+                memcpy(ap + r * kc, t.a + r * g->a.ld, (size_t)kc * sizeof *ap);
+            t.a = ap;
+            t.a_row = kc;
+        }
         if (direct && nc > edge) {
             t.b = (const float *)g->b.p + k0 * g->b.ld + j0;
             t.b_k = g->b.ld;

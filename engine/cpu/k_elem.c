@@ -22,6 +22,7 @@ static void add_piece(void *ctx, int64_t task, int thread)
     int64_t end = min64((task + 1) * ELEMENTS, c->n);
     const float *a = c->s->in[0], *b = c->s->in[1];
     float *y = c->s->out[0];
+    ELEMENTWISE
     for (int64_t i = task * ELEMENTS; i < end; i++) y[i] = a[i] + b[i];
 }
 
@@ -41,8 +42,10 @@ static void scale_piece(void *ctx, int64_t task, int thread)
     const float *a = c->s->in[0], k = c->k;
     float *y = c->s->out[0];
     if (accumulates(c->s, 0))
+        ELEMENTWISE
         for (; i < end; i++) y[i] += k * a[i];
     else
+        ELEMENTWISE
         for (; i < end; i++) y[i] = k * a[i];
 }
 
@@ -63,6 +66,7 @@ static void swiglu_piece(void *ctx, int64_t task, int thread)
     int64_t end = min64((task + 1) * ELEMENTS, c->n);
     const float *g = c->s->in[0], *u = c->s->in[1];
     float *y = c->s->out[0];
+    ELEMENTWISE
     for (int64_t i = task * ELEMENTS; i < end; i++) y[i] = mx_swiglu(g[i], u[i]);
 }
 
@@ -82,10 +86,13 @@ static void swiglu_bwd_piece(void *ctx, int64_t task, int thread)
     const float *dy = c->s->in[0], *g = c->s->in[1], *u = c->s->in[2];
     float *dg = c->s->out[0], *du = c->s->out[1], unused;
     if (dg && du)
+        ELEMENTWISE
         for (; i < end; i++) mx_swiglu_bwd(dy[i], g[i], u[i], &dg[i], &du[i]);
     else if (dg)
+        ELEMENTWISE
         for (; i < end; i++) mx_swiglu_bwd(dy[i], g[i], u[i], &dg[i], &unused);
     else
+        ELEMENTWISE
         for (; i < end; i++) mx_swiglu_bwd(dy[i], g[i], u[i], &unused, &du[i]);
 }
 
@@ -97,7 +104,24 @@ int cpu_swiglu_bwd(const struct step *s, struct exec *x, struct err *e)
     return 0;
 }
 
-enum { BATCH = 64 }; /* Philox blocks of four at a time, by word, so that the loop vectorises */
+enum { BATCH = 64 }; /* Philox blocks of four at a time, word by word: that vectorises */
+
+/* mx_philox for BATCH counters, counter j in c[0..3][j]. */
+static void philox_batch(uint64_t key, uint32_t c[4][BATCH])
+{
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    for (int i = 0; i < 10; i++) {
+        for (int j = 0; j < BATCH; j++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c[0][j], p1 = (uint64_t)0xCD9E8D57u * c[2][j];
+            c[0][j] = (uint32_t)(p1 >> 32) ^ c[1][j] ^ k0;
+            c[1][j] = (uint32_t)p1;
+            c[2][j] = (uint32_t)(p0 >> 32) ^ c[3][j] ^ k1;
+            c[3][j] = (uint32_t)p0;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
 
 /* keep[i]: factor of element first + i, for 4 BATCH elements; first is a multiple of 4. */
 static void dropout_factors(const struct piece_ctx *c, uint64_t first, float *keep)
@@ -107,12 +131,26 @@ static void dropout_factors(const struct piece_ctx *c, uint64_t first, float *ke
     uint64_t block = ((uint64_t)a->salt << 40 | first) / 4;
     for (int j = 0; j < BATCH; j++) {
         uint64_t b = block + (uint64_t)j;
-        uint32_t ctr[4] = {(uint32_t)b, (uint32_t)(b >> 32), c->rng_step, RNG_DROPOUT};
-        mx_philox(c->seed, ctr);
-        for (int i = 0; i < 4; i++) w[i][j] = ctr[i];
+        w[0][j] = (uint32_t)b;
+        w[1][j] = (uint32_t)(b >> 32);
+        w[2][j] = c->rng_step;
+        w[3][j] = RNG_DROPOUT;
     }
-    for (int j = 0; j < BATCH; j++)
-        for (int i = 0; i < 4; i++) keep[4 * j + i] = mx_uniform(w[i][j]) >= a->p ? c->k : 0.0f;
+    philox_batch(c->seed, w);
+    float p = a->p, k = c->k;
+    for (int j = 0; j < BATCH; j++) {
+        keep[4 * j] = mx_uniform(w[0][j]) >= p ? k : 0.0f;
+        keep[4 * j + 1] = mx_uniform(w[1][j]) >= p ? k : 0.0f;
+        keep[4 * j + 2] = mx_uniform(w[2][j]) >= p ? k : 0.0f;
+        keep[4 * j + 3] = mx_uniform(w[3][j]) >= p ? k : 0.0f;
+    }
+}
+
+/* Not only x * 0: a dropped NaN or Inf is dropped. */
+static inline float dropped(float x, float keep)
+{
+    float v = x * keep;
+    return keep != 0.0f ? v : 0.0f;
 }
 
 static void dropout_piece(void *ctx, int64_t task, int thread)
@@ -125,13 +163,13 @@ static void dropout_piece(void *ctx, int64_t task, int thread)
         int64_t n = min64(4 * BATCH, end - at);
         const float *a = (const float *)c->s->in[0] + at;
         float *y = (float *)c->s->out[0] + at;
-        bool accum = accumulates(c->s, 0);
         dropout_factors(c, (uint64_t)at, keep);
-        /* Not x * 0: a dropped NaN or Inf is dropped. */
-        for (int64_t i = 0; i < n; i++) {
-            float v = keep[i] != 0.0f ? a[i] * keep[i] : 0.0f;
-            y[i] = accum ? y[i] + v : v;
-        }
+        if (accumulates(c->s, 0))
+            ELEMENTWISE
+            for (int64_t i = 0; i < n; i++) y[i] += dropped(a[i], keep[i]);
+        else
+            ELEMENTWISE
+            for (int64_t i = 0; i < n; i++) y[i] = dropped(a[i], keep[i]);
     }
 }
 
@@ -168,6 +206,7 @@ static void rope_rows(void *ctx, int64_t task, int thread)
             for (int64_t h = 0; h < H; h++) {
                 const float *a = (const float *)s->in[0] + (n * H + h) * D + i0;
                 float *y = (float *)s->out[0] + (n * H + h) * D + i0;
+                ELEMENTWISE
                 for (int64_t i = 0; i < m; i++) {
                     float lo = a[i], hi = a[i + half];
                     y[i] = lo * cosine[i] - hi * sine[i];

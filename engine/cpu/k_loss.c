@@ -48,32 +48,29 @@ static struct slot slot_at(const struct ce *c, int64_t i)
 
 static float row_max(const float *l, int64_t n)
 {
-    float lane[16], best = -INFINITY;
-    for (int j = 0; j < 16; j++) lane[j] = -INFINITY;
+    vec top = vec_set(-INFINITY);
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) lane[j] = l[i + j] > lane[j] ? l[i + j] : lane[j];
+    for (; i + VEC <= n; i += VEC) top = vec_max(top, vec_load(l + i));
+    float best = vec_top(top);
     for (; i < n; i++) best = l[i] > best ? l[i] : best;
-    for (int j = 0; j < 16; j++) best = lane[j] > best ? lane[j] : best;
     return best;
 }
 
 /* l[i] = e^(l[i] - max); returns the sum. */
 static float row_exp(float *l, int64_t n, float max)
 {
-    float lane[16] = {0}, sum = 0;
+    vec sum = {0};
+    float tail = 0;
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) {
-            l[i + j] = mx_exp(l[i + j] - max);
-            lane[j] += l[i + j];
-        }
+    for (; i + VEC <= n; i += VEC) {
+        for (int64_t j = i; j < i + VEC; j++) l[j] = mx_exp(l[j] - max);
+        sum += vec_load(l + i);
+    }
     for (; i < n; i++) {
         l[i] = mx_exp(l[i] - max);
-        sum += l[i];
+        tail += l[i];
     }
-    for (int j = 0; j < 16; j++) sum += lane[j];
-    return sum;
+    return vec_sum(sum) + tail;
 }
 
 /* Is target the (first) arg max? */

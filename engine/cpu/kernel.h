@@ -66,6 +66,14 @@ static inline bool accumulates(const struct step *s, int out)
 const float *cpu_floats(const void *data, enum dtype type, int64_t at, int64_t n, float *tmp)
     LEVEL_NAME("cpu_floats");
 
+/* Before an element-wise loop whose output may be one of its inputs: element i depends on elements
+ * i only, so the compiler need not fall back to scalar code where they coincide. */
+#ifdef __clang__
+#define ELEMENTWISE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define ELEMENTWISE _Pragma("GCC ivdep")
+#endif
+
 /* Elements of one task of an element-wise kernel: 64 KiB per array, a fraction of L2. */
 enum { ELEMENTS = 16384 };
 

@@ -7,7 +7,7 @@
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
 #include "engine/fmt/card.h"
-#include "engine/fmt/modeldir.h"
+#include "engine/fmt/hfdir.h"
 #include "engine/fmt/safetensors.h"
 #include "engine/job/run.h"
 #include "engine/method/settings.h"
@@ -168,7 +168,7 @@ static int export_adapter(struct exporter *x, struct err *e)
 static int export_merged(struct exporter *x, struct err *e)
 {
     char dir[FS_PATH_MAX];
-    if (sub(x, "merged", dir, e) || modeldir_copy(x->r->job.model_path, dir, e) ||
+    if (sub(x, "merged", dir, e) || hfdir_copy(x->r->job.model_path, dir, e) ||
         write_weights(x, dir, e) || write_card(x, dir, false, e))
         return err_wrap(e, "merged model");
     return check(x, "merged", dir, NULL, e);

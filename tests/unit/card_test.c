@@ -10,7 +10,7 @@
 #include "engine/base/fs.h"
 #include "engine/base/mem.h"
 #include "engine/fmt/card.h"
-#include "engine/fmt/modeldir.h"
+#include "engine/fmt/hfdir.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,16 +161,16 @@ static void a_model_folder_lacks_nothing_or_says_what(void **state)
     static const char *const order[] = {"config.json", "tokenizer.json", "model.safetensors"};
     struct err e = ERR_INIT;
     for (int i = 0; i < 3; i++) {
-        assert_int_equal(modeldir_check(dir, &e), -1);
+        assert_int_equal(hfdir_check(dir, &e), -1);
         assert_int_equal(e.code, E_NOTFOUND);
         assert_non_null(strstr(e.msg, order[i]));
         put(order[i], "{}");
     }
-    assert_int_equal(modeldir_check(dir, &e), 0);
+    assert_int_equal(hfdir_check(dir, &e), 0);
     assert_int_equal(fs_unlink(at("model.safetensors"), &e), 0);
     put("model.safetensors.index.json", "{}");
-    assert_int_equal(modeldir_check(dir, &e), 0);
-    assert_int_equal(modeldir_check(at("config.json"), &e), -1);
+    assert_int_equal(hfdir_check(dir, &e), 0);
+    assert_int_equal(hfdir_check(at("config.json"), &e), -1);
 }
 
 static void only_the_known_files_travel(void **state)
@@ -186,7 +186,7 @@ static void only_the_known_files_travel(void **state)
     put("merges.txt", "");
     put("secret.env", "x");
     put("modeling_custom.py", "x");
-    assert_int_equal(modeldir_copy(dir, to, &e), 0);
+    assert_int_equal(hfdir_copy(dir, to, &e), 0);
     assert_int_equal(fs_list(to, &names, &n, &e), 0);
     assert_int_equal(n, 3);
     assert_string_equal(names[0], "config.json");
@@ -200,18 +200,18 @@ static void only_the_known_files_travel(void **state)
     mem_free(text);
     /* A folder under a known name, and a file too large to be what its name says. */
     assert_int_equal(fs_mkdirs(at("vocab.json"), &e), 0);
-    assert_int_equal(modeldir_copy(dir, to, &e), -1);
+    assert_int_equal(hfdir_copy(dir, to, &e), -1);
     assert_int_equal(e.code, E_ARG);
     assert_int_equal(rmdir(at("vocab.json")), 0);
     put("vocab.json", "");
     assert_int_equal(truncate(at("vocab.json"), (64 << 20) + 1), 0);
-    assert_int_equal(modeldir_copy(dir, to, &e), -1);
+    assert_int_equal(hfdir_copy(dir, to, &e), -1);
     assert_int_equal(e.code, E_LIMIT);
     assert_int_equal(truncate(at("vocab.json"), 0), 0);
     for (int i = 1, done = 0; !done; i++) { /* every file call failing in turn */
         size_t before = mem_live();
         fault_arm(FAULT_FILE, i, false);
-        int rc = modeldir_copy(dir, to, &e);
+        int rc = hfdir_copy(dir, to, &e);
         done = fault_count(FAULT_FILE) < i;
         fault_arm(FAULT_FILE, 0, false);
         assert_int_equal(rc, done ? 0 : -1);

@@ -1,4 +1,4 @@
-#include "engine/fmt/modeldir.h"
+#include "engine/fmt/hfdir.h"
 
 #include "engine/base/fs.h"
 #include "engine/base/mem.h"
@@ -7,7 +7,7 @@
 
 enum { COPY_MAX = 64 << 20, CHUNK = 1 << 16 };
 
-const char *const *modeldir_files(void)
+const char *const *hfdir_files(void)
 {
     static const char *const files[] = {
         "config.json",           "generation_config.json", "tokenizer.json",
@@ -26,7 +26,7 @@ static int has(const char *dir, const char *name, bool *yes, struct err *e)
     return 0;
 }
 
-int modeldir_check(const char *dir, struct err *e)
+int hfdir_check(const char *dir, struct err *e)
 {
     static const char *const needed[] = {"config.json", "tokenizer.json"};
     bool yes, index;
@@ -73,9 +73,9 @@ out:
     return rc;
 }
 
-int modeldir_copy(const char *from, const char *to, struct err *e)
+int hfdir_copy(const char *from, const char *to, struct err *e)
 {
-    for (const char *const *f = modeldir_files(); *f; f++) {
+    for (const char *const *f = hfdir_files(); *f; f++) {
         char src[FS_PATH_MAX], dst[FS_PATH_MAX];
         if (fs_join(src, from, *f, e) || fs_join(dst, to, *f, e)) return -1;
         if (fs_exists(src) && copy(src, dst, e)) return -1;
