@@ -77,7 +77,7 @@ static int port_of(const struct server *s)
 {
     char *log = server_log(s), *p = strstr(log, "\"msg\":\"listening\"");
     int port = 0;
-    if (p && (p = strstr(p, "\"port\":"))) port = atoi(p + 7);
+    if (p && (p = strstr(p, "\"port\":"))) port = (int)strtol(p + 7, NULL, 10);
     free(log);
     return port;
 }
@@ -120,7 +120,7 @@ static void prepare(struct server *s)
     s->binary[n] = 0;
     /* BUILD/tests/KIND/NAME_test -> BUILD/graft */
     for (int i = 0; i < 3; i++) *strrchr(s->binary, '/') = 0;
-    strcat(s->binary, "/graft");
+    memcpy(s->binary + strlen(s->binary), "/graft", sizeof "/graft");
 }
 
 void server_start(struct server *s, const char *const *args)
@@ -245,6 +245,13 @@ const char *answer_header(const struct answer *a, const char *name)
     return NULL;
 }
 
+long answer_number(const struct answer *a, const char *name)
+{
+    const char *v = answer_header(a, name);
+    assert_non_null(v);
+    return strtol(v, NULL, 10);
+}
+
 json_t *answer_get(const struct answer *a, const char *path)
 {
     json_t *v = a->json;
@@ -252,7 +259,7 @@ json_t *answer_get(const struct answer *a, const char *path)
     while (*path && v) {
         size_t n = strcspn(path, ".");
         snprintf(key, sizeof key, "%.*s", (int)n, path);
-        v = json_is_array(v) ? json_array_get(v, (size_t)atoi(key)) : json_object_get(v, key);
+        v = json_is_array(v) ? json_array_get(v, strtoul(key, NULL, 10)) : json_object_get(v, key);
         path += n + (path[n] == '.');
     }
     return v;
@@ -428,7 +435,8 @@ void server_raw(struct server *s, const char *bytes, size_t n, struct raw *out)
     }
     out->closed = drain(fd, out->text, sizeof out->text, &got);
     out->replies = count_replies(out->text);
-    if (got && !strncmp(out->text, "HTTP/1.1 ", 9)) out->status = atoi(out->text + 9);
+    if (got && !strncmp(out->text, "HTTP/1.1 ", 9))
+        out->status = (int)strtol(out->text + 9, NULL, 10);
     if (!out->closed) {
         size_t more = 0;
         char reply[4096] = "";
