@@ -62,10 +62,11 @@ int lockfile_take(const char *job_dir, int attempt, struct err *e)
         return -1;
     }
     (void)CRASHPOINT("worker.locked_without_name");
-    int n = snprintf(text, sizeof text, "%d %lld %d\n", (int)getpid(),
+    /* Always of the same length, so that it replaces the name of the holder before. */
+    int n = snprintf(text, sizeof text, "%-10d %-20lld %-10d\n", (int)getpid(),
                      (long long)lockfile_process_start(getpid()), attempt);
-    if (ftruncate(fd, 0) || fs_write_all(fd, text, (size_t)n, e)) {
-        if (!e->code) err_sys(e, "cannot write %s/lock", job_dir);
+    if (fs_write_all(fd, text, (size_t)n, e)) {
+        err_wrap(e, "%s/lock", job_dir);
         fs_close(fd);
         return -1;
     }
@@ -87,7 +88,7 @@ int lockfile_look(const char *job_dir, struct lockfile *l, struct err *e)
     long pid = strtol(p, &p, 10);
     long long start = strtoll(p, &p, 10);
     long attempt = strtol(p, &p, 10);
-    if (n == 0 || *p != '\n') return 0; /* torn: its writer died, or is about to write again */
+    if (n == 0 || text[n - 1] != '\n') return 0; /* torn: its writer has just died */
     l->pid = (pid_t)pid;
     l->start = start;
     l->attempt = (int)attempt;

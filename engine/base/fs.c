@@ -102,7 +102,8 @@ int fs_rename(const char *from, const char *to, struct err *e)
 
 int fs_link(const char *from, const char *to, struct err *e)
 {
-    if (fault_hit(FAULT_FILE) || link(from, to)) return err_sys(e, "cannot link %s to %s", from, to);
+    if (fault_hit(FAULT_FILE) || link(from, to))
+        return err_sys(e, "cannot link %s to %s", from, to);
     return 0;
 }
 

@@ -136,8 +136,8 @@ static int32_t lower_bound(const struct added_set *set, int32_t lo, int32_t hi, 
     return lo;
 }
 
-/* The longest token at s, n bytes left; *len its bytes. Text has no NUL inside a token's match, as a
- * token has none, so a token that ends at k sorts first with a NUL there. */
+/* The longest token at s, n bytes left; *len its bytes. Of tokens that share k bytes, the one that
+ * ends there comes first; a NUL of the text ends the search, as no token has one. */
 static const struct added_token *longest(const struct added_set *set, const char *s, size_t n,
                                          size_t *len)
 {

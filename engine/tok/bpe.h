@@ -1,8 +1,8 @@
 /* bpe.h: the BPE model: a word becomes its characters, then pairs are merged by rank.
  *
  * The order of merges is the library's: a heap by (rank, position), whose stale entries are dropped
- * only if they would give another token. O(n log n) for a word of n characters. Immutable once built;
- * the word under work belongs to the caller.
+ * only if they would give another token. O(n log n) for a word of n characters. Immutable once
+ * built; the word under work belongs to the caller.
  */
 #ifndef GRAFT_BPE_H
 #define GRAFT_BPE_H

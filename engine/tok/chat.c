@@ -140,7 +140,8 @@ static void put_header(struct render *r, const char *role)
 
 static void add_span(struct render *r, const struct chat_message *m, size_t start)
 {
-    if (m->train && is_role(m, "assistant")) r->span[r->nspan++] = (struct span){start, r->text.len};
+    if (!m->train || !is_role(m, "assistant")) return;
+    r->span[r->nspan++] = (struct span){start, r->text.len};
 }
 
 /* One turn. The first system turn may have a prefix. */
@@ -173,8 +174,8 @@ static void render_turns(struct render *r, const struct chat_message *m, int n, 
     if (generation) put_header(r, "assistant");
 }
 
-/* <s>[INST] <<SYS>>\n...\n<</SYS>>\n\nuser [/INST] assistant </s><s>[INST] ... A generation needs no
- * header: it starts behind [/INST]. */
+/* <s>[INST] <<SYS>>\n...\n<</SYS>>\n\nuser [/INST] assistant </s><s>[INST] ...
+ * A generation needs no header: it starts behind [/INST]. */
 static int render_llama2(struct render *r, const struct chat_message *m, int n, struct err *e)
 {
     const char *system = is_role(&m[0], "system") ? m[0].content : NULL;

@@ -29,10 +29,11 @@ struct chat_message {
 
 const char *chat_name(enum chat_template c);            /* "chatml", ... */
 bool chat_parse(const char *name, enum chat_template *out);
-/* From the folder's tokenizer_config.json (or chat_template.jinja): CHAT_NONE if it has no template;
- * E_UNSUPPORTED, naming the choices, if it has one that is not known. */
+/* From the folder's chat_template.jinja, else its tokenizer_config.json: CHAT_NONE if it has no
+ * template; E_UNSUPPORTED, naming the choices, if it has one that is not known. */
 int chat_detect(const char *model_dir, enum chat_template *out, struct err *e);
-/* Appends ids of the whole conversation, as transformers' apply_chat_template gives them, and, for each id, whether it is trained (may be NULL).
+/* Appends ids of the whole conversation, as transformers' apply_chat_template gives them, and, for
+ * each id, whether it is trained (may be NULL).
  * `generation`: ends with the header that makes the model answer. Special tokens a template needs
  * must exist in t (E_UNSUPPORTED naming the first that does not). */
 int chat_encode(const struct tok *t, enum chat_template c, const struct chat_message *m, int n,

@@ -95,7 +95,7 @@ void dec_clear(struct dec *d)
     *d = (struct dec){0};
 }
 
-/* How many bytes at s begin a well-formed sequence without ending it; 1 if the first begins none. */
+/* How many bytes at s begin a well-formed sequence that does not end; 1 if they begin none. */
 static size_t broken(const unsigned char *s, size_t n)
 {
     size_t len = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4, k = 2;
@@ -186,7 +186,8 @@ static int byte_fallback(struct pieces *out, const struct pieces *in, struct err
             goto out;
         for (size_t i = 0; !good && i < bytes.len; i++) {
             start = out->len;
-            if (pieces_fill(out, REPLACEMENT, 0, 3, e) || pieces_end(out, start, 0, -1, e)) goto out;
+            if (pieces_fill(out, REPLACEMENT, 0, 3, e) || pieces_end(out, start, 0, -1, e))
+                goto out;
         }
         bytes.len = 0;
         if (v && pieces_copy(out, in, k, e)) goto out;

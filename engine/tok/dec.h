@@ -1,4 +1,7 @@
-/* dec.h: the decoders of a tokenizer.json, as a flat list of steps over token strings. Immutable. */
+/* dec.h: the decoders of a tokenizer.json, as a flat list of steps over token strings.
+ *
+ * Immutable once built: threads may share one; the pieces belong to the caller.
+ */
 #ifndef GRAFT_DEC_H
 #define GRAFT_DEC_H
 

@@ -1,5 +1,8 @@
-/* edit.h: edits that normalisers and pre-tokenisers share. Each reads piece i of `in` and appends the
- * edited piece to `out`; origins follow the library's rules, which are said at each. */
+/* edit.h: edits that normalisers and pre-tokenisers share.
+ *
+ * Each reads piece i of `in` and appends the edited piece to `out`; origins follow the library's
+ * rules, which are said at each. Thread-safe: nothing is kept.
+ */
 #ifndef GRAFT_EDIT_H
 #define GRAFT_EDIT_H
 

@@ -38,7 +38,8 @@ static int add_bytes(struct norm_step *s, const json_t *o, struct err *e)
 static int add_strip(struct norm_step *s, const json_t *o, struct err *e)
 {
     s->kind = NORM_STRIP;
-    return jx_bool(o, "strip_left", &s->left, e) || jx_bool(o, "strip_right", &s->right, e) ? -1 : 0;
+    if (jx_bool(o, "strip_left", &s->left, e)) return -1;
+    return jx_bool(o, "strip_right", &s->right, e);
 }
 
 static int add_prepend(struct norm_step *s, const json_t *o, struct err *e)

@@ -1,4 +1,7 @@
-/* norm.h: the normalisers of a tokenizer.json, as a flat list of steps. Immutable once built. */
+/* norm.h: the normalisers of a tokenizer.json, as a flat list of steps.
+ *
+ * Immutable once built: threads may share one; the pieces belong to the caller.
+ */
 #ifndef GRAFT_NORM_H
 #define GRAFT_NORM_H
 

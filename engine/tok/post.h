@@ -1,4 +1,4 @@
-/* post.h: the post-processor of a tokenizer.json for one sequence: what is put around it. Immutable. */
+/* post.h: the post-processor of a tokenizer.json for one sequence: what is put around it. */
 #ifndef GRAFT_POST_H
 #define GRAFT_POST_H
 
@@ -14,7 +14,7 @@ struct post {
     int n;
 };
 
-/* From the value of "post_processor"; NULL or null: the sequence alone. Ids must be below `size`. */
+/* From the value of "post_processor"; NULL or null: the sequence alone. Ids are below `size`. */
 int post_build(struct post *p, const json_t *v, int32_t size, struct err *e);
 
 #endif

@@ -1,6 +1,7 @@
-/* pretok.h: the pre-tokenisers of a tokenizer.json, as a flat list of three kinds of steps: put a
- * space or its stand-in in front, cut by a pattern, turn bytes into characters. ByteLevel, Metaspace
- * and the others are sequences of them. Immutable once built.
+/* pretok.h: the pre-tokenisers of a tokenizer.json, as a flat list of a few kinds of steps.
+ *
+ * ByteLevel, Metaspace and the others are sequences of these. Immutable once built: threads may
+ * share one; the pieces belong to the caller.
  */
 #ifndef GRAFT_PRETOK_H
 #define GRAFT_PRETOK_H

@@ -81,6 +81,8 @@ static int compile(struct rx *r, const char *pattern, struct err *e)
                 "the regular expression '%.100s' cannot be used: %s", pattern, why);
         goto out;
     }
+    /* Where that cannot be had, the interpreter does the same at a fifth of the speed. */
+    pcre2_jit_compile(r->code, PCRE2_JIT_COMPLETE);
     pcre2_set_match_limit(r->limits, RX_MATCH_LIMIT);
     pcre2_set_depth_limit(r->limits, RX_MATCH_LIMIT);
     pcre2_set_heap_limit(r->limits, RX_HEAP_KIB);
@@ -153,8 +155,11 @@ struct rx *rx_pattern(const json_t *o, const char *key, struct err *e)
         err_set(e, E_FORMAT, "'%s' must be {\"String\": ...} or {\"Regex\": ...}", key);
         return NULL;
     }
-    /* An empty literal matches between characters, as the empty regular expression does. */
-    struct rx *r = literal && *literal ? rx_literal(literal, e) : rx_regex(literal ? "" : pattern, e);
+    struct rx *r;
+    if (literal && *literal)
+        r = rx_literal(literal, e);
+    else /* an empty literal matches between characters, as the empty regular expression does */
+        r = rx_regex(literal ? "" : pattern, e);
     if (!r) err_wrap(e, "%s", key);
     return r;
 }
@@ -309,8 +314,11 @@ static int next_pcre(struct rx_scan *s, const struct rx *r, struct err *e)
 {
     if (!s->match_data) s->match_data = pcre2_match_data_create(1, r->memory);
     if (!s->match_data) return err_set(e, E_NOMEM, "out of memory for a regular expression");
-    int rc = pcre2_match(r->code, (PCRE2_SPTR)s->text, s->n, s->pos, PCRE2_NO_UTF_CHECK,
-                         s->match_data, r->limits);
+    PCRE2_SPTR text = (PCRE2_SPTR)s->text;
+    uint32_t how = PCRE2_NO_UTF_CHECK;
+    int rc = pcre2_match(r->code, text, s->n, s->pos, how, s->match_data, r->limits);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter has the heap */
+        rc = pcre2_match(r->code, text, s->n, s->pos, how | PCRE2_NO_JIT, s->match_data, r->limits);
     if (rc == PCRE2_ERROR_NOMATCH) return 0;
     if (rc == PCRE2_ERROR_NOMEMORY) return err_set(e, E_NOMEM, "out of memory while matching");
     if (rc < 0) {

@@ -41,8 +41,8 @@ void rx_scan_begin(struct rx_scan *s, const char *text, size_t n);
 int rx_scan_next(struct rx_scan *s, const struct rx *r, struct err *e); /* 1 found, 0 end, -1 */
 void rx_scan_clear(struct rx_scan *s);
 
-/* rx_onig.c: the pattern in PCRE2 syntax for PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE. What cannot be
- * said with the same meaning is E_UNSUPPORTED, named. */
+/* rx_onig.c: the pattern in PCRE2 syntax for PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE. What cannot
+ * be said with the same meaning is E_UNSUPPORTED, named. */
 int rx_translate(const char *pattern, struct buf *out, struct err *e);
 
 #endif

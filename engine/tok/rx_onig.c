@@ -14,9 +14,11 @@
                    "\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}"                \
                    "\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{d7ff}"                \
                    "\\x{e000}-\\x{10ffff}"
-/* Oniguruma's \w has the numbers of Latin-1 and the circled letters beside L, M, Nd, Nl and Pc. */
-#define WORD_MORE "_\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}"  \
-                  "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+/* Oniguruma's \w is L, M, Nd, Nl, Pc and the circled letters; outside of a class, where it looks
+ * Latin-1 up in another table, the numbers of Latin-1 as well. */
+#define CIRCLED "_\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"               \
+                "\\x{1f170}-\\x{1f189}"
+#define LATIN1_NUMBERS "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 struct onig {
     const char *pattern, *p;
@@ -78,12 +80,13 @@ static int property(struct onig *o, bool negative, bool in_class)
     return 0;
 }
 
-static int put_word(struct onig *o)
+static int put_word(struct onig *o, bool in_class)
 {
     static const char *const parts[] = {"L", "M", "Nd", "Nl", "Pc"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (put_property(o, parts[i])) return -1;
-    buf_puts(o->out, WORD_MORE);
+    buf_puts(o->out, CIRCLED);
+    if (!in_class) buf_puts(o->out, LATIN1_NUMBERS);
     return 0;
 }
 
@@ -122,7 +125,7 @@ static int class_escape(struct onig *o, char c, bool in_class)
         buf_puts(o->out, NOT_SPACES);
     else if (c == 's' || c == 'S')
         buf_puts(o->out, SPACES);
-    else if (c == 'd' || c == 'D' ? put_property(o, "Nd") : put_word(o))
+    else if (c == 'd' || c == 'D' ? put_property(o, "Nd") : put_word(o, in_class))
         return -1;
     if (!in_class) buf_putc(o->out, ']');
     return 0;

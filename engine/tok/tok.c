@@ -64,8 +64,8 @@ static int read_vocab(const json_t *model, const char **strings, int32_t n, stru
     return 0;
 }
 
-/* Checks each added token's id against the one the library gives it, which does not read the file's:
- * the vocabulary's if it is there, else the next free one. */
+/* Checks each added token's id against the one that the library, which does not read the file's,
+ * gives it: that of the vocabulary if it is there, else the next free one. */
 static int place_added(struct tok *t, const char **strings, int32_t n_model, struct err *e)
 {
     struct vocab model = {0};

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-/* Multiply and fold, eight bytes at a time: token strings are short, and looked up by the million. */
+/* Multiply and fold, eight bytes at a time: the strings are short and looked up by the million. */
 static uint32_t hash(const char *s, size_t n)
 {
     uint64_t h = n * 0x9e3779b97f4a7c15ull, w;

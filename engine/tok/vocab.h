@@ -1,4 +1,7 @@
-/* vocab.h: token strings and their ids, 0 .. n-1 without gaps, found by hash. Immutable once built. */
+/* vocab.h: token strings and their ids, 0 .. n-1 without gaps, found by hash.
+ *
+ * Immutable once built: threads may share one.
+ */
 #ifndef GRAFT_VOCAB_H
 #define GRAFT_VOCAB_H
 

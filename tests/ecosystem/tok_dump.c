@@ -6,6 +6,7 @@
  *   decode, skip     ids (int32)      -> a text (skip: without special tokens)
  *   chat             JSON {"template", "messages", "generation"} -> ids, then trained flags
  *   check            (no records)     -> nothing; exit 0 if FILE is accepted
+ *   detect           (no records)     -> the name of the chat template of the folder FILE
  *   bench            texts            -> on stdout one line: bytes per second of a single thread
  * stdout: for each record a 32-bit length and the answer; length -1 and then a message that is
  * framed in the same way if graft refuses.
@@ -107,6 +108,18 @@ static void answer(const struct tok *t, const char *mode, const char *data, uint
     ids_clear(&trained);
 }
 
+static int detect(const char *dir)
+{
+    struct err e = ERR_INIT;
+    enum chat_template c;
+    if (chat_detect(dir, &c, &e)) {
+        fprintf(stderr, "%s\n", e.msg);
+        return 1;
+    }
+    puts(chat_name(c));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct err e = ERR_INIT;
@@ -115,6 +128,7 @@ int main(int argc, char **argv)
     uint32_t n;
     int64_t ns = 0, bytes = 0;
     if (argc != 3) return 2;
+    if (str_eq(argv[2], "detect")) return detect(argv[1]);
     struct tok *t = tok_open(argv[1], &e);
     if (!t) {
         fprintf(stderr, "%s\n", e.msg);

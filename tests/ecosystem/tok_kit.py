@@ -81,7 +81,7 @@ def trained(model, vocab_size, alphabet=(), special=(), **parts):
         setattr(tok, name, part)
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(alphabet),
                                   special_tokens=list(special), show_progress=False,
-                                  limit_alphabet=vocab_size // 2)
+                                  limit_alphabet=max(300, vocab_size // 2))
     tok.train_from_iterator(corpus(), trainer)
     return tok
 
@@ -92,8 +92,8 @@ def byte_level(vocab_size=1500, special=("<|endoftext|>",), **parts):
                    pre_tokenizers.ByteLevel.alphabet(), special, **parts)
 
 
-def gpt2(prefix=False):
-    return byte_level(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=prefix),
+def gpt2(prefix=False, **size):
+    return byte_level(**size, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=prefix),
                       post_processor=processors.ByteLevel(trim_offsets=False))
 
 
@@ -107,8 +107,8 @@ LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
                   "<|end_header_id|>", "<|eot_id|>"]
 
 
-def llama3():
-    tok = byte_level(special=LLAMA3_SPECIAL, ignore_merges=True,
+def llama3(**size):
+    tok = byte_level(**size, special=LLAMA3_SPECIAL, ignore_merges=True,
                      pre_tokenizer=split_then_bytes(CL100K % r"\p{N}{1,3}"))
     tok.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=False),
@@ -116,14 +116,14 @@ def llama3():
     return tok
 
 
-def qwen2():
-    return byte_level(special=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+def qwen2(**size):
+    return byte_level(**size, special=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
                       normalizer=normalizers.NFC(),
                       pre_tokenizer=split_then_bytes(CL100K % r"\p{N}"))
 
 
-def o200k():
-    return byte_level(pre_tokenizer=split_then_bytes(O200K))
+def o200k(**size):
+    return byte_level(**size, pre_tokenizer=split_then_bytes(O200K))
 
 
 def smollm2():
@@ -142,10 +142,10 @@ def deepseek():
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]))
 
 
-def sentencepiece(metaspace=None):
+def sentencepiece(metaspace=None, vocab_size=1500):
     """Llama 2's: a normaliser puts U+2581, or a Metaspace pre-tokeniser does."""
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
-    tok = trained(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True), 1500, (), special,
+    tok = trained(BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True), vocab_size, (), special,
                   pre_tokenizer=pre_tokenizers.Metaspace())
     tok.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
     tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),

@@ -227,6 +227,15 @@ static void check_ack(struct check *c, const char *what, const char *id, const c
     }
 }
 
+/* Copies the next word of the line at p; returns what is behind it. */
+static const char *word(const char *p, char *out, size_t cap)
+{
+    p += strspn(p, " ");
+    size_t n = strcspn(p, " \n");
+    snprintf(out, cap, "%.*s", (int)n, p);
+    return p + n;
+}
+
 static void check_acks(struct check *c, const char *path)
 {
     struct err e = ERR_INIT;
@@ -237,9 +246,9 @@ static void check_acks(struct check *c, const char *path)
         char what[16] = "", id[96] = "", value[96] = "";
         size_t n = strcspn(p, "\n");
         if (!p[n]) break; /* torn by the crash: nobody read that reply */
-        char line[256];
-        snprintf(line, sizeof line, "%.*s", (int)n, p);
-        sscanf(line, "%15s %95s %95s", what, id, value);
+        const char *rest = word(word(word(p, what, sizeof what), id, sizeof id), value,
+                                sizeof value);
+        if (rest != p + n) violated(c, "cannot read the line: %.*s", (int)n, p);
         check_ack(c, what, id, value, buf_str(&b));
         p += n + 1;
     }

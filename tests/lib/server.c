@@ -57,11 +57,15 @@ static pid_t spawn(struct server *s, const char *const *argv)
 {
     char path[96];
     snprintf(path, sizeof path, "%s/log", s->dir);
+    /* Emptied before the fork: nobody may find the port of the server before in it. */
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid) return pid;
+    assert_true(fd >= 0 && pid >= 0);
+    if (pid) {
+        close(fd);
+        return pid;
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that dies leaves no server behind */
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     dup2(fd, 1);
     dup2(fd, 2);
     execv(s->binary, (char *const *)(uintptr_t)argv);

@@ -99,7 +99,8 @@ static void a_log_line_is_one_json_object_whatever_the_input(void **state)
 {
     (void)state;
     char out[LOG_LINE_MAX];
-    static const char nasty[] = "a\n{\"level\":\"error\"}\x01\x7f\\\"\xff\xc3\xa9\xe2\x80\xa8\xc2\x85";
+    static const char nasty[] = "a\n{\"level\":\"error\"}\x01\x7f\\\"\xff"
+                                "\xc3\xa9\xe2\x80\xa8\xc2\x85";
     json_t *o = line("req-1", nasty, LOG_FIELDS(LOG_S("k\n", nasty), LOG_N("n", -5)), out);
     assert_string_equal(json_string_value(json_object_get(o, "level")), "info");
     assert_int_equal(json_integer_value(json_object_get(o, "n")), -5);

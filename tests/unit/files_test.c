@@ -215,7 +215,8 @@ static void a_repeated_upload_is_answered_from_memory(void **state)
     assert_int_equal(json_array_size(json_object_get(list, "data")), 1);
     assert_int_equal(stored_blobs(k), 1);
     /* A day later the key is free again. */
-    store_run(k->service->store, &e, "UPDATE idempotency SET created_at = created_at - 86400001", "");
+    store_run(k->service->store, &e,
+              "UPDATE idempotency SET created_at = created_at - 86400001", "");
     json_t *third = kit_try_upload(k, "f", "batch", "y", &other, &e);
     assert_non_null(third);
     json_decref(first);

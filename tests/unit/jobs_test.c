@@ -158,7 +158,8 @@ static void bad_requests_name_the_field_and_leave_nothing(void **state)
         {BASE ", \"method\": {\"type\": \"lora\", \"lora\": 5}}", "method.lora", E_ARG},
         {BASE ", \"method\": {\"type\": \"lora\", \"lora\": {\"steps\": 5}}}", "method.lora.steps",
          E_ARG},
-        {BASE ", \"method\": {\"type\": \"lora\", \"lora\": {\"hyperparameters\": {\"stepz\": 5}}}}",
+        {BASE ", \"method\": {\"type\": \"lora\", \"lora\": {\"hyperparameters\": "
+              "{\"stepz\": 5}}}}",
          "method.lora.hyperparameters.stepz", E_ARG},
         {BASE ", \"method\": {\"type\": \"lora\", \"lora\": {\"hyperparameters\": {\"steps\": "
               "100001}}}}", "method.lora.hyperparameters.steps", E_RANGE},
@@ -241,7 +242,8 @@ static void lists_are_newest_first_and_filtered_by_metadata(void **state)
         json_decref(job);
     }
     static const struct { const char *filter; int first, count; } rows[] = {
-        {NULL, 3, 4}, {"{}", 3, 4}, {"{\"a\": \"1\"}", 1, 2}, {"{\"a\": \"1\", \"b\": \"2\"}", 1, 1},
+        {NULL, 3, 4}, {"{}", 3, 4}, {"{\"a\": \"1\"}", 1, 2},
+        {"{\"a\": \"1\", \"b\": \"2\"}", 1, 1},
         {"{\"a\": \"3\"}", -1, 0}, {"{\"\\\"\": \"'\"}", -1, 0}, {"null", 2, 1},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

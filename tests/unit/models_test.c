@@ -218,8 +218,10 @@ static void bad_model_bodies_name_the_field_and_leave_nothing(void **state)
          E_ARG},
         {"{\"id\": \"a/b\", \"files\": [{\"path\": \"/x.json\", \"file\": \"$\"}]}", "files[0]",
          E_ARG},
-        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"x/.y\", \"file\": \"$\"}]}", "files[0]", E_ARG},
-        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"x.bin\", \"file\": \"$\"}]}", "files[0]", E_ARG},
+        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"x/.y\", \"file\": \"$\"}]}", "files[0]",
+         E_ARG},
+        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"x.bin\", \"file\": \"$\"}]}", "files[0]",
+         E_ARG},
         {"{\"id\": \"a/b\", \"files\": [{\"path\": \"a.json\", \"file\": \"$\"}, "
          "{\"path\": \"a.json\", \"file\": \"$\"}]}", "files[1]", E_ARG},
         {"{\"id\": \"a/b\", \"files\": [{\"path\": \"a.json\", \"file\": \"file-x\"}]}", "files[0]",

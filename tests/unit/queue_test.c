@@ -370,10 +370,8 @@ struct search {
 static void broken(const struct search *s, const char *what)
 {
     char text[256] = "";
-    for (int i = 0; i < s->depth; i++) {
-        strcat(text, " ");
-        strcat(text, op_names[s->path[i]]);
-    }
+    for (int i = 0, n = 0; i < s->depth; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, " %s", op_names[s->path[i]]);
     fail_msg("%s after:%s", what, text);
 }
 
@@ -600,8 +598,9 @@ static int64_t search(int length, bool prune)
 static void every_interleaving_of_two_attempts_keeps_the_invariants(void **state)
 {
     (void)state;
-    int length = getenv("QUEUE_LENGTH") ? atoi(getenv("QUEUE_LENGTH")) : 8;
-    assert_true(search(length, true) > 20000);
+    int64_t length = 8;
+    if (getenv("QUEUE_LENGTH")) assert_true(str_int64(getenv("QUEUE_LENGTH"), &length));
+    assert_true(search((int)length, true) > 20000);
     assert_true(search(4, false) > 2000);
 }
 

@@ -110,7 +110,8 @@ static void other_files_are_refused(void **state)
     assert_int_equal(e.code, E_ARG);
 
     snprintf(path, sizeof path, "%s/text", dir);
-    assert_int_equal(fs_write_file(path, "this is not a database, but it is long enough", 45, &e), 0);
+    static const char text[] = "this is not a database, but it is long enough";
+    assert_int_equal(fs_write_file(path, text, sizeof text - 1, &e), 0);
     assert_null(store_open(path, &e));
     assert_int_equal(e.code, E_CORRUPT);
 }

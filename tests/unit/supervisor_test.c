@@ -189,10 +189,16 @@ static void a_running_job_is_cancelled_for_good(void **state)
     json_decref(models);
 }
 
-static void restart(struct kit *k)
+static void stop(struct kit *k)
+{
+    service_close(k->service);
+    k->service = NULL;
+}
+
+static void start(struct kit *k)
 {
     struct err e = ERR_INIT;
-    kit_reopen(k);
+    kit_open(k);
     assert_int_equal(service_start(k->service, &e), 0);
 }
 
@@ -202,7 +208,8 @@ static void a_new_server_adopts_the_living_worker(void **state)
     char id[64];
     kit_job(k, "{\"steps\": 60, \"step_ms\": 10}", id);
     json_int_t pid = wait_for_step(k, id, 3);
-    restart(k);
+    stop(k);
+    start(k);
     json_t *job = get(k, id);
     json_int_t before = number(json_object_get(json_object_get(job, "graft"), "progress"), "step");
     json_decref(job);
@@ -217,18 +224,17 @@ static void a_worker_that_ended_meanwhile_is_found(void **state)
 {
     struct kit *k = *state;
     char done[64], dead[64];
+    stop(k);
     k->config.jobs_max = 2;
+    start(k);
     kit_job(k, "{\"steps\": 20, \"step_ms\": 10}", done);
     kit_job(k, "{\"steps\": 60, \"step_ms\": 10}", dead);
     json_int_t pid = wait_for_step(k, dead, 5);
     wait_for_step(k, done, 3);
-    service_close(k->service);
-    k->service = NULL;
+    stop(k);
     assert_int_equal(kill((pid_t)pid, SIGKILL), 0);
     clock_sleep_ms(600);
-    kit_open(k);
-    struct err e = ERR_INIT;
-    assert_int_equal(service_start(k->service, &e), 0);
+    start(k);
     json_t *job = kit_wait(k, done, "succeeded");
     assert_int_equal(extra(job, "attempt"), 1);
     assert_exact(k, job, 20);
@@ -258,8 +264,9 @@ static void a_silent_worker_loses_its_lease_and_is_replaced(void **state)
 {
     struct kit *k = *state;
     char id[64];
+    stop(k);
     k->config.lease_s = 1;
-    restart(k);
+    start(k);
     kit_job(k, "{\"steps\": 40, \"step_ms\": 10}", id);
     json_int_t pid = wait_for_step(k, id, 8);
     assert_int_equal(kill((pid_t)pid, SIGSTOP), 0);
@@ -296,7 +303,9 @@ static void a_program_that_cannot_run_fails_the_job(void **state)
 {
     struct kit *k = *state;
     char id[64];
+    stop(k);
     snprintf(k->config.worker_path, sizeof k->config.worker_path, "/nonexistent/graft");
+    start(k);
     kit_job(k, "{}", id);
     json_t *job = kit_wait(k, id, "failed");
     json_decref(job);
