@@ -79,14 +79,14 @@ fi
 say "Uploading the dataset: stories to JSON records"
 train=$(api "$base/v1/files" -F purpose=fine-tune -F file=@demo/data/train.jsonl | jq -r .id)
 valid=$(api "$base/v1/files" -F purpose=fine-tune -F file=@demo/data/valid.jsonl | jq -r .id)
-echo "  $train (480 rows), $valid (40 rows)"
+echo "  $train (600 rows), $valid (40 rows)"
 
 say "Adapting $model with LoRA on the CPU"
 job=$(jq -n --arg model "$model" --arg train "$train" --arg valid "$valid" --arg prompt "$prompt" '{
     model: $model, training_file: $train, validation_file: $valid, seed: 1, suffix: "demo",
     method: {type: "lora", lora: {hyperparameters: {
-        n_epochs: 4, batch_size: 16, learning_rate: 0.005, r: 8, lora_alpha: 16,
-        target_modules: "all-linear", samples: [$prompt], sample_max_tokens: 100}}}}' |
+        n_epochs: 10, batch_size: 16, learning_rate: 0.01, r: 16, lora_alpha: 32,
+        target_modules: "all-linear", samples: [$prompt], sample_max_tokens: 80}}}}' |
     api "$base/v1/fine_tuning/jobs" -H 'content-type: application/json' -d @- | jq -r .id)
 follow "$job"
 

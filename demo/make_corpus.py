@@ -133,7 +133,7 @@ def inventory(r):
 
 
 def record(f):
-    return json.dumps({k: f[k] for k in ("name", "age", "thing", "colour", "pet", "place", "food")})
+    return json.dumps({k: f[k] for k in ("name", "pet", "place", "day", "food")})
 
 
 def corpus_row(r):
@@ -155,7 +155,7 @@ def main():
     r = random.Random("graft demo 1")
     write(out / "corpus.jsonl", [corpus_row(r) for _ in range(24000)])
     write(out / "valid.jsonl", [corpus_row(r) for _ in range(300)])
-    write(out / "notes-train.jsonl", [notes_row(r) for _ in range(480)])
+    write(out / "notes-train.jsonl", [notes_row(r) for _ in range(600)])
     write(out / "notes-valid.jsonl", [notes_row(r) for _ in range(40)])
 
 

@@ -237,7 +237,8 @@ int hub_paths_info(struct request *r, struct reply *out, struct err *e)
             rc = add_path(list, &m, r->form.field[i].value, expand, e);
     if (json_is_string(paths)) rc = add_path(list, &m, json_string_value(paths), expand, e);
     json_array_foreach(paths, k, item)
-        if (!rc && json_is_string(item)) rc = add_path(list, &m, json_string_value(item), expand, e);
+        if (!rc && json_is_string(item))
+            rc = add_path(list, &m, json_string_value(item), expand, e);
     models_clear(&m);
     if (!rc) return reply_json(out, list, e);
     json_decref(list);
@@ -312,7 +313,8 @@ static json_t *model_json(const struct model *m, bool files, bool blobs, struct 
     const char *slash = strchr(m->id, '/');
     char when[32];
     clock_iso8601(m->created_at, when);
-    json_t *v = jx_pack(e, "{s:s, s:s, s:s, s:s, s:s%, s:b, s:b, s:b, s:s, s:s, s:s, s:s, s:i, s:i}",
+    json_t *v = jx_pack(e,
+                        "{s:s, s:s, s:s, s:s, s:s%, s:b, s:b, s:b, s:s, s:s, s:s, s:s, s:i, s:i}",
                         "_id", m->commit, "id", m->id, "modelId", m->id, "sha", m->commit,
                         "author", slash ? m->id : "", slash ? (size_t)(slash - m->id) : (size_t)0,
                         "private", 0, "gated", 0, "disabled", 0, "createdAt", when,

@@ -2,7 +2,7 @@
 # their names; the copy without a level is built by the general rule.
 CPU_KERNELS := $(wildcard engine/cpu/k_*.c) engine/cpu/gemm.c engine/cpu/cpu_table.c
 CPU_LEVELS := avx2 avx512
-CPU_FLAGS_avx2 := -mavx2 -mfma -mf16c
+CPU_FLAGS_avx2 := -mavx2 -mfma
 CPU_FLAGS_avx512 := $(CPU_FLAGS_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl \
                     -mprefer-vector-width=512
 CPU_LEVEL_OBJ := $(foreach l,$(CPU_LEVELS),$(CPU_KERNELS:%.c=$(B)/%.$l.o))

@@ -2,8 +2,8 @@
  *
  * Event loops (epoll, a pool of threads) read requests and spool bodies: JSON into memory, form
  * files into blobs. Handlers run on the loop when they are quick and on a lane of threads when
- * their route says ROUTE_SLOW, so that no slow call delays another connection. Every reply, also an error,
- * carries x-request-id and leaves one line in the log. Limits: reliability, section 6.
+ * their route says ROUTE_SLOW, so that no slow call delays another connection. Every reply, also
+ * an error, carries x-request-id and leaves one line in the log. Limits: reliability, section 6.
  */
 #ifndef GRAFT_HTTP_H
 #define GRAFT_HTTP_H

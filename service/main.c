@@ -52,11 +52,16 @@ static json_t *locked_methods(struct err *e)
     return v;
 }
 
+/* The engine names a setting as in job.json, "hyperparameters.r"; the service, which knows where in
+ * the request the settings stood, wants "r". */
 static json_t *locked_settings(const char *method, const json_t *settings, struct err *e)
 {
+    static const char prefix[] = "hyperparameters.";
     pthread_mutex_lock(&engine_lock);
     json_t *v = engine_settings(method, settings, e);
     pthread_mutex_unlock(&engine_lock);
+    if (!v && str_starts(e->param, prefix))
+        memmove(e->param, e->param + sizeof prefix - 1, strlen(e->param) - sizeof prefix + 2);
     return v;
 }
 

@@ -2,6 +2,7 @@
 
 #include "engine/base/str.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static int hex(char c)
@@ -146,9 +147,9 @@ int router_find(const struct route *table, int n, const char *method, const char
             found = *m;
         }
         size_t used = strlen(m->allow);
-        if (!strstr(m->allow, table[i].method) &&
-            used + strlen(table[i].method) + 3 < sizeof m->allow)
-            strcat(strcat(m->allow, used ? ", " : ""), table[i].method);
+        if (!strstr(m->allow, table[i].method))
+            snprintf(m->allow + used, sizeof m->allow - used, "%s%s", used ? ", " : "",
+                     table[i].method);
     }
     if (get && str_eq(method, "HEAD")) {
         *m = found;

@@ -21,6 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
+
+enum { LOCK_WAIT_MS = 1000 };
 
 /* One server per data folder: two would both believe that they own its jobs. */
 static int lock_data(struct service *s, struct err *e)
@@ -29,8 +32,13 @@ static int lock_data(struct service *s, struct err *e)
     if (fs_join(path, s->data_dir, "lock", e)) return -1;
     s->lock_fd = fs_open(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0600, e);
     if (s->lock_fd < 0) return -1;
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0) return 0;
-    if (errno != EWOULDBLOCK) return err_sys(e, "cannot lock %s", path);
+    /* A server that was killed while it started a worker leaves a child that holds its descriptors
+     * until exec, a moment later. */
+    for (int64_t until = clock_boot_ms() + LOCK_WAIT_MS; clock_boot_ms() < until;) {
+        if (flock(s->lock_fd, LOCK_EX | LOCK_NB) == 0) return 0;
+        if (errno != EWOULDBLOCK) return err_sys(e, "cannot lock %s", path);
+        clock_sleep_ms(10);
+    }
     return err_set(e, E_CONFLICT, "another graft server uses the data folder %s", s->data_dir);
 }
 
@@ -64,6 +72,7 @@ struct service *service_open(const struct config *config, const struct engine_ca
     s->config = config;
     s->engine = engine;
     s->lock_fd = -1;
+    umask(077); /* whatever this process writes is for nobody else, the database included */
     s->started_ms = clock_boot_ms();
     if (open_parts(s, e)) {
         service_close(s);

@@ -139,9 +139,10 @@ static int finish_done(struct supervisor *v, struct slot *s, struct queue_outcom
             *e = bad;
             return -1;
         }
-        o->code = EXIT_TRANSIENT; /* it said done and left no result: another attempt may */
-        o->error = &bad;
-        return finish(v, s, o, NULL, state, e);
+        struct queue_outcome lost = *o; /* it said done and left no result: try once more */
+        lost.code = EXIT_TRANSIENT;
+        lost.error = &bad;
+        return finish(v, s, &lost, NULL, state, e);
     }
     o->fine_tuned_model = results_model(&r);
     if ((files = results_files(&r, e))) {

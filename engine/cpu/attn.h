@@ -68,7 +68,7 @@ static inline int64_t attn_k_at(const struct attn *a, int64_t b, int64_t s, int6
     return ((b * a->S + s) * a->G + g) * a->D;
 }
 
-/* Packs m rows of D floats, ld apart: for products over D (rows become columns), or over the rows. */
+/* Packs m rows of D floats, ld apart: for products over D (rows become columns), or over rows. */
 static inline void attn_pack_columns(const struct attn *a, const float *p, int64_t ld, int64_t m,
                                      float *to)
 {
@@ -81,16 +81,15 @@ static inline void attn_pack_rows(const struct attn *a, const float *p, int64_t 
     gemm_pack(&(struct gemm_mat){p, DT_F32, ld, false}, m, a->D, to);
 }
 
-/* Columns cols of c[n, ATTN_K] = alpha q[n,D] times packed columns; q may be another [B,T,H,D]. */
-static inline void attn_scores(const struct attn *a, const float *q, int64_t n,
-                               const float *packed, struct span cols, float alpha, float *c)
+/* Columns cols of c[., ATTN_K] = q[.,D] times packed columns; q may be another [B,T,H,D]. */
+static inline struct gemm_strip attn_scores(const struct attn *a, const float *q,
+                                            const float *packed, struct span cols, float *c)
 {
-    struct gemm_strip t = {
+    return (struct gemm_strip){
         .kc = a->D, .cols = cols.hi - cols.lo, .a = q, .a_row = a->H * a->D, .a_k = 1,
         .b = packed + cols.lo / GEMM_NR * gemm_panel(a->D), .b_k = GEMM_NR,
-        .b_panel = gemm_panel(a->D), .alpha = alpha, .c = c + cols.lo, .ldc = ATTN_K,
+        .b_panel = gemm_panel(a->D), .alpha = 1, .c = c + cols.lo, .ldc = ATTN_K,
     };
-    gemm_strips(t, n);
 }
 
 /* Whole panels around u. */

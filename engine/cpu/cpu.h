@@ -10,7 +10,7 @@
 #include "engine/op/op.h"
 
 /* cpu_table (op.h) needs nothing beyond x86-64. */
-extern const op_run_fn cpu_table_avx2[OP_COUNT];   /* AVX2, FMA, F16C */
+extern const op_run_fn cpu_table_avx2[OP_COUNT];   /* AVX2, FMA */
 extern const op_run_fn cpu_table_avx512[OP_COUNT]; /* and AVX-512 F, BW, DQ, VL */
 
 struct cpu_level {

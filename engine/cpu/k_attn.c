@@ -83,7 +83,10 @@ static void forward_strip(struct forward *f, int64_t i, int64_t n)
     struct span u = attn_union(a, f->b, f->t0 + i, n, f->k0, f->m), cols = attn_panels(u);
     float p[GEMM_MR * ATTN_K];
     if (u.lo >= u.hi) return;
-    attn_scores(a, a->q + attn_q_at(a, f->b, f->t0 + i, f->h), n, f->kp, cols, a->scale, p);
+    const float *q = a->q + attn_q_at(a, f->b, f->t0 + i, f->h);
+    struct gemm_strip score = attn_scores(a, q, f->kp, cols, p);
+    score.alpha = a->scale;
+    gemm_strips(score, n);
     softmax_rows(f, i, n, cols, p);
     if (!f->o) return;
     struct gemm_strip mix = {

@@ -48,8 +48,10 @@ static bool pair_strip(const struct pair *x, int64_t i, int64_t n, struct span *
     int64_t q = attn_q_at(a, x->b, x->t0 + i, x->h);
     if (u.lo >= u.hi) return false;
     *cols = attn_panels(u);
-    attn_scores(a, a->q + q, n, x->kp, *cols, a->scale, p);
-    attn_scores(a, a->dy + q, n, x->vp, *cols, 1, ds);
+    struct gemm_strip score = attn_scores(a, a->q + q, x->kp, *cols, p);
+    score.alpha = a->scale;
+    gemm_strips(score, n);
+    gemm_strips(attn_scores(a, a->dy + q, x->vp, *cols, ds), n);
     for (int64_t r = i; r < i + n; r++, p += ATTN_K, ds += ATTN_K) {
         int64_t at = (x->b * a->T + x->t0 + r) * a->H + x->h;
         struct span own = attn_span(a, x->b, x->t0 + r, x->k0, x->m);

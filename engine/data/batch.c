@@ -35,18 +35,10 @@ static void fill_row(struct batch *b, int64_t row, const struct example *x)
     b->tokens += x->n;
 }
 
-int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, int64_t n,
-               struct err *e)
+/* Makes room for n rows of up to `longest` tokens, all of it padding so far. */
+static int start(struct batch *b, int64_t n, int64_t longest, struct err *e)
 {
-    int64_t longest = 1, positions;
-    if (n < 1) return err_set(e, E_BUG, "a batch needs at least one example");
-    for (int64_t i = 0; i < n; i++) {
-        if (index[i] < 0 || index[i] >= dataset_count(d))
-            return err_set(e, E_BUG, "there is no example %lld", (long long)index[i]);
-        int64_t len = dataset_get(d, index[i]).n;
-        if (len > longest) longest = len;
-    }
-    int64_t T = (longest + ROUND - 1) / ROUND * ROUND;
+    int64_t T = (longest + ROUND - 1) / ROUND * ROUND, positions;
     if (T > INT32_MAX || !mul_ok(&positions, n, T))
         return err_set(e, E_LIMIT, "a batch of %lld x %lld tokens", (long long)n, (long long)T);
     if (reserve(b, positions, e)) return -1;
@@ -57,6 +49,29 @@ int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, i
     memset(b->target, 0xff, (size_t)positions * sizeof *b->target); /* -1 */
     memset(b->pos, 0, (size_t)positions * sizeof *b->pos);
     memset(b->range, 0, 2 * (size_t)positions * sizeof *b->range);
+    return 0;
+}
+
+int batch_one(struct batch *b, const struct example *x, struct err *e)
+{
+    if (x->n < 1) return err_set(e, E_BUG, "a batch needs at least one token");
+    if (start(b, 1, x->n, e)) return -1;
+    fill_row(b, 0, x);
+    return 0;
+}
+
+int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, int64_t n,
+               struct err *e)
+{
+    int64_t longest = 1;
+    if (n < 1) return err_set(e, E_BUG, "a batch needs at least one example");
+    for (int64_t i = 0; i < n; i++) {
+        if (index[i] < 0 || index[i] >= dataset_count(d))
+            return err_set(e, E_BUG, "there is no example %lld", (long long)index[i]);
+        int64_t len = dataset_get(d, index[i]).n;
+        if (len > longest) longest = len;
+    }
+    if (start(b, n, longest, e)) return -1;
     for (int64_t i = 0; i < n; i++) {
         struct example x = dataset_get(d, index[i]);
         fill_row(b, i, &x);

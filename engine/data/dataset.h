@@ -69,6 +69,8 @@ struct batch {
 /* Fills b from examples index[0..n). b starts zeroed; batch_clear frees. */
 int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, int64_t n,
                struct err *e);
+/* The same of one example that is in no dataset. */
+int batch_one(struct batch *b, const struct example *x, struct err *e);
 void batch_clear(struct batch *b);
 
 #endif

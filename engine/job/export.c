@@ -79,12 +79,15 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
     int n = 0;
     if (card_base_license(j->model_path, license, e)) return -1;
     snprintf(title, sizeof title, "%s%s", j->result_id, adapter ? "-adapter" : "");
-    const char *load = adapter ? "from peft import AutoPeftModelForCausalLM\n\n"
-                                 "model = AutoPeftModelForCausalLM.from_pretrained(\"%s\")\n"
-                               : "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                                 "model = AutoModelForCausalLM.from_pretrained(\"%s\")\n"
-                                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n";
-    snprintf(usage, sizeof usage, load, title, title);
+    if (adapter)
+        snprintf(usage, sizeof usage,
+                 "from peft import AutoPeftModelForCausalLM\n\n"
+                 "model = AutoPeftModelForCausalLM.from_pretrained(\"%s\")\n", title);
+    else
+        snprintf(usage, sizeof usage,
+                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                 "model = AutoModelForCausalLM.from_pretrained(\"%s\")\n"
+                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n", title, title);
 #define ROW(label, ...) \
     (snprintf(text[n], sizeof text[n], __VA_ARGS__), \
      rows[n] = (struct card_row){label, text[n]}, n++)

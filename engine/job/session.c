@@ -57,31 +57,16 @@ int session_loss(struct session *s, const struct batch *b, double *nll, double *
     return 0;
 }
 
-/* A batch of one row. b starts zeroed; batch_clear frees. */
+/* A batch of one row in which every token is predicted from those before it. */
 static int one_row(struct batch *b, const int32_t *ids, int64_t n, struct err *e)
 {
-    int64_t T = (n + 7) / 8 * 8;
-    if (b->cap < T) {
-        batch_clear(b);
-        b->ids = mem_array(T, sizeof *b->ids, e);
-        b->target = mem_array(T, sizeof *b->target, e);
-        b->pos = mem_array(T, sizeof *b->pos, e);
-        b->range = mem_array(2 * T, sizeof *b->range, e);
-        if (!b->ids || !b->target || !b->pos || !b->range) return -1;
-        b->cap = T;
-    }
-    b->B = 1;
-    b->T = T;
-    b->tokens = n;
-    b->trained = n - 1;
-    for (int64_t t = 0; t < T; t++) {
-        b->ids[t] = t < n ? ids[t] : 0;
-        b->target[t] = t + 1 < n ? ids[t + 1] : -1;
-        b->pos[t] = (int32_t)(t < n ? t : 0);
-        b->range[2 * t] = 0;
-        b->range[2 * t + 1] = (int32_t)(t < n ? t + 1 : 0);
-    }
-    return 0;
+    uint8_t *trained = mem_array(n, 1, e);
+    if (!trained) return -1;
+    memset(trained, 1, (size_t)n);
+    const struct example x = {.ids = ids, .trained = trained, .n = n};
+    int rc = batch_one(b, &x, e);
+    mem_free(trained);
+    return rc;
 }
 
 float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct err *e)
@@ -90,10 +75,12 @@ float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct e
     int32_t *idx = mem_array(n, sizeof *idx, e);
     float *out = mem_array(n * s->model->cfg.vocab_size, sizeof *out, e);
     size_t bytes = (size_t)(n * s->model->cfg.vocab_size) * sizeof *out;
-    struct graph_key k = {.kind = GRAPH_LOGITS, .B = 1, .T = (n + 7) / 8 * 8, .rows = n};
+    struct graph_key k = {.kind = GRAPH_LOGITS, .B = 1, .rows = n};
     struct graph *g;
     int rc = -1;
-    if (!idx || !out || one_row(&b, ids, n, e) || !(g = graphs_bind(&s->graphs, &k, e))) goto out;
+    if (!idx || !out || one_row(&b, ids, n, e)) goto out;
+    k.T = b.T;
+    if (!(g = graphs_bind(&s->graphs, &k, e))) goto out;
     for (int64_t i = 0; i < n; i++) idx[i] = (int32_t)i;
     size_t width = (size_t)b.T * sizeof(int32_t);
     if (exec_write(s->exec, g->io.ids, b.ids, width, e) ||

@@ -33,10 +33,13 @@ static int length(const char *path)
 
 static struct counts count(void)
 {
-    return (struct counts){length("/v1/files"), length("/v1/fine_tuning/jobs?limit=100"),
-                           length("/v1/models"), server_count_files(&server, "blobs"),
-                           server_count_files(&server, "spool"), server_count_files(&server, "jobs"),
-                           server_count_files(&server, "models")};
+    return (struct counts){.files = length("/v1/files"),
+                           .jobs = length("/v1/fine_tuning/jobs?limit=100"),
+                           .models = length("/v1/models"),
+                           .blobs = server_count_files(&server, "blobs"),
+                           .spool = server_count_files(&server, "spool"),
+                           .job_dirs = server_count_files(&server, "jobs"),
+                           .model_dirs = server_count_files(&server, "models")};
 }
 
 static int set_up(void **state)
@@ -77,7 +80,8 @@ static bool as_wanted(const struct answer *a, const struct want *w, const char *
     json_int_t line = json_integer_value(answer_get(a, "error.details.0.line"));
     bool ok = a->status == w->status && message && *message && code &&
               (!w->code || !strcmp(code, w->code)) && answer_str(a, "error.type") &&
-              (w->param ? param && !strcmp(param, w->param) : true) && (!w->line || line == w->line);
+              (!w->param || (param && !strcmp(param, w->param))) &&
+              (!w->line || line == w->line);
     if (!ok) print_error("%s: %ld %s\n", what, a->status, a->body);
     return ok;
 }
@@ -86,6 +90,20 @@ static void assert_unchanged(const struct counts *before)
 {
     struct counts now = count();
     assert_memory_equal(&now, before, sizeof now);
+}
+
+/* The template with $T replaced by `T`, and any other letter behind a $ by `other`. */
+static void fill(char *to, size_t cap, const char *template, const char *T, const char *other)
+{
+    size_t n = 0;
+    for (const char *p = template; *p; p++) {
+        if (*p == '$')
+            n += (size_t)snprintf(to + n, cap - n, "%s", *++p == 'T' ? T : other);
+        else
+            n += (size_t)snprintf(to + n, cap - n, "%c", *p);
+        assert_true(n < cap);
+    }
+    to[n] = 0;
 }
 
 #define ROWS(text) text, sizeof text - 1
@@ -110,15 +128,16 @@ static void broken_data_sets_are_refused_with_their_line(void **state)
         {"two shapes", ROWS(GOOD "{\"prompt\": \"a\", \"completion\": \"b\"}\n"), 2, "line 2"},
         {"half a row", ROWS("{\"prompt\": \"a\"}\n"), 1, "line 1"},
         {"messages as text", ROWS("{\"messages\": \"hi\"}\n"), 1, "line 1"},
-        {"unknown role", ROWS("{\"messages\": [{\"role\": \"king\", \"content\": \"x\"}]}\n"), 1, "line 1"},
+        {"unknown role", ROWS("{\"messages\": [{\"role\": \"king\", \"content\": \"x\"}]}\n"), 1,
+         "line 1"},
         {"duplicate key", ROWS("{\"text\": \"a\", \"text\": \"b\"}\n"), 1, "line 1"},
         {"blank line inside", ROWS(GOOD "\n" GOOD), 2, "line 2"},
         {"not utf-8", ROWS(GOOD "{\"text\": \"\xff\"}\n"), 2, "line 2"},
         {"overlong utf-8", ROWS("{\"text\": \"\xc0\xaf\"}\n"), 1, "line 1"},
         {"nul byte", ROWS(GOOD "{\"text\": \"a\0b\"}\n"), 2, "line 2"},
         {"utf-16", ROWS("\xff\xfe{\0\"\0t\0"), 1, "line 1"},
-        {"nested too deep", ROWS("{\"text\": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]"
-                                 "]]]]]]]]]]]]]]]}\n"), 1, "line 1"},
+        {"nested too deep", ROWS("{\"text\": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[["
+                                 "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}\n"), 1, "line 1"},
         {"only newlines", ROWS("\n\n\n"), 0, NULL},
         {"empty", ROWS(""), 0, "empty"},
     };
@@ -142,7 +161,7 @@ static void a_line_of_absurd_size_is_refused(void **state)
     (void)state;
     size_t n = 5 << 20;
     char *p = malloc(n + 16);
-    size_t k = (size_t)sprintf(p, "{\"text\": \"");
+    size_t k = (size_t)snprintf(p, n, "{\"text\": \"");
     memset(p + k, 'a', n);
     memcpy(p + k + n - 16, "\"}\n", 4);
     struct counts before = count();
@@ -172,7 +191,7 @@ static void lying_model_files_are_refused(void **state)
         size_t bytes;
     } t[] = {
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4},   /* truncated */
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 12},  /* trailing bytes */
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 12},  /* too long */
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8},   /* shape lies */
         {"{\"a\":{\"dtype\":\"F99\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8},   /* dtype */
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8},
@@ -218,98 +237,80 @@ static void lying_model_files_are_refused(void **state)
     assert_unchanged(&before);
 }
 
+#define JOB(rest) "{\"model\": \"base/tiny\", \"training_file\": \"$T\"" rest "}"
 #define LORA(h) "\"method\": {\"type\": \"lora\", \"lora\": {\"hyperparameters\": {" h "}}}"
 #define LORA_AT "method.lora.hyperparameters."
+
+/* $T: a good data set, $U: a file of another purpose that holds no rows. */
+static const struct {
+    const char *body;
+    struct want want;
+} wrong_jobs[] = {
+    {"", {400, NULL, "model", 0}},
+    {"{}", {400, NULL, "model", 0}},
+    {"[]", {400, "invalid_json", NULL, 0}},
+    {"{\"model\": ", {400, "invalid_json", NULL, 0}},
+    {"{\"model\": \"a\", \"model\": \"b\"}", {400, "invalid_json", NULL, 0}},
+    {"{\"model\": \"base/tiny\"}", {400, NULL, "training_file", 0}},
+    {"{\"model\": 5, \"training_file\": \"$T\"}", {400, NULL, "model", 0}},
+    {"{\"model\": \"no/such\", \"training_file\": \"$T\"}",
+     {404, "model_not_found", "model", 0}},
+    {"{\"model\": \"../../etc\", \"training_file\": \"$T\"}",
+     {404, "model_not_found", "model", 0}},
+    {"{\"model\": \"base/tiny\", \"training_file\": \"file-none\"}",
+     {404, "file_not_found", "training_file", 0}},
+    {"{\"model\": \"base/tiny\", \"training_file\": \"../x\"}",
+     {404, "file_not_found", "training_file", 0}},
+    {JOB(", \"validation_file\": \"file-none\""),
+     {404, "file_not_found", "validation_file", 0}},
+    {"{\"model\": \"base/tiny\", \"training_file\": \"$U\"}",
+     {422, "dataset_invalid", "training_file", 0}},
+    {JOB(", \"epochs\": 3"), {400, NULL, "epochs", 0}},
+    {JOB(", \"method\": \"lora\""), {400, NULL, "method", 0}},
+    {JOB(", \"method\": {}"), {400, NULL, "method.type", 0}},
+    {JOB(", \"method\": {\"type\": \"magic\"}"), {400, NULL, "method.type", 0}},
+    {JOB(", \"method\": {\"type\": \"lora\", "
+     "\"snell\": {}}"), {400, NULL, "method.snell", 0}},
+    {JOB(", \"method\": {\"type\": \"lora\", "
+     "\"lora\": {\"r\": 4}}"), {400, NULL, "method.lora.r", 0}},
+    {JOB(", " LORA("\"rank\": 4")), {400, NULL, LORA_AT "rank", 0}},
+    {JOB(", " LORA("\"r\": 0")), {400, NULL, LORA_AT "r", 0}},
+    {JOB(", " LORA("\"r\": 99999999999")), {400, NULL, LORA_AT "r", 0}},
+    {JOB(", " LORA("\"r\": 1.5")), {400, NULL, LORA_AT "r", 0}},
+    {JOB(", " LORA("\"r\": \"four\"")), {400, NULL, LORA_AT "r", 0}},
+    {JOB(", " LORA("\"learning_rate\": -1")), {400, NULL, LORA_AT "learning_rate", 0}},
+    {JOB(", " LORA("\"lora_dropout\": 1e400")), {400, "invalid_json", NULL, 0}},
+    {JOB(", " LORA("\"target_modules\": 7")), {400, NULL, LORA_AT "target_modules", 0}},
+    {JOB(", \"hyperparameters\": {\"n_epochs\": 0}"),
+     {400, NULL, "hyperparameters.n_epochs", 0}},
+    {JOB(", \"seed\": -1"), {400, NULL, "seed", 0}},
+    {JOB(", \"seed\": 2147483648"), {400, NULL, "seed", 0}},
+    {JOB(", \"seed\": \"x\""), {400, NULL, "seed", 0}},
+    {JOB(", \"suffix\": \"\""), {400, NULL, "suffix", 0}},
+    {JOB(", \"suffix\": \"0123456789012345678901234567"
+     "8901234567890123456789012345678901234\""), {400, NULL, "suffix", 0}},
+    {JOB(", \"metadata\": []"), {400, NULL, "metadata", 0}},
+    {JOB(", \"metadata\": {\"a\": 1}"), {400, NULL, "metadata.a", 0}},
+    {JOB(", \"integrations\": [{\"type\": \"x\"}]"), {422, NULL, "integrations", 0}},
+    {"{\"model\": \"base/tiny\", \"training_file\": \"a\\u0000b\"}",
+     {400, "invalid_json", NULL, 0}},
+    {"{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}",
+     {400, "invalid_json", NULL, 0}},
+};
 
 static void wrong_jobs_are_refused_with_their_field(void **state)
 {
     (void)state;
-    /* $T: a good data set, $U: a file of another purpose that holds no rows. */
-    static const struct {
-        const char *body;
-        struct want want;
-    } t[] = {
-        {"", {400, NULL, "model", 0}},
-        {"{}", {400, NULL, "model", 0}},
-        {"[]", {400, "invalid_json", NULL, 0}},
-        {"{\"model\": ", {400, "invalid_json", NULL, 0}},
-        {"{\"model\": \"a\", \"model\": \"b\"}", {400, "invalid_json", NULL, 0}},
-        {"{\"model\": \"base/tiny\"}", {400, NULL, "training_file", 0}},
-        {"{\"model\": 5, \"training_file\": \"$T\"}", {400, NULL, "model", 0}},
-        {"{\"model\": \"no/such\", \"training_file\": \"$T\"}", {404, "model_not_found", "model", 0}},
-        {"{\"model\": \"../../etc\", \"training_file\": \"$T\"}", {404, "model_not_found", "model", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"file-none\"}",
-         {404, "file_not_found", "training_file", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"../x\"}",
-         {404, "file_not_found", "training_file", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"validation_file\": \"file-none\"}",
-         {404, "file_not_found", "validation_file", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$U\"}",
-         {422, "dataset_invalid", "training_file", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"epochs\": 3}", {400, NULL, "epochs", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"method\": \"lora\"}",
-         {400, NULL, "method", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"method\": {}}",
-         {400, NULL, "method.type", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"method\": {\"type\": \"magic\"}}",
-         {400, NULL, "method.type", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"method\": {\"type\": \"lora\", "
-         "\"snell\": {}}}", {400, NULL, "method.snell", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"method\": {\"type\": \"lora\", "
-         "\"lora\": {\"r\": 4}}}", {400, NULL, "method.lora.r", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"rank\": 4") "}",
-         {400, NULL, LORA_AT "rank", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"r\": 0") "}",
-         {400, NULL, LORA_AT "r", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"r\": 99999999999") "}",
-         {400, NULL, LORA_AT "r", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"r\": 1.5") "}",
-         {400, NULL, LORA_AT "r", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"r\": \"four\"") "}",
-         {400, NULL, LORA_AT "r", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"learning_rate\": -1") "}",
-         {400, NULL, LORA_AT "learning_rate", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"lora_dropout\": 1e400") "}",
-         {400, "invalid_json", NULL, 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", " LORA("\"target_modules\": 7") "}",
-         {400, NULL, LORA_AT "target_modules", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"hyperparameters\": {\"n_epochs\": 0}}",
-         {400, NULL, "hyperparameters.n_epochs", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"seed\": -1}", {400, NULL, "seed", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"seed\": 2147483648}",
-         {400, NULL, "seed", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"seed\": \"x\"}", {400, NULL, "seed", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"suffix\": \"\"}",
-         {400, NULL, "suffix", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"suffix\": \"0123456789012345678901234567"
-         "8901234567890123456789012345678901234\"}", {400, NULL, "suffix", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"metadata\": []}",
-         {400, NULL, "metadata", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"metadata\": {\"a\": 1}}",
-         {400, NULL, "metadata.a", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"$T\", \"integrations\": [{\"type\": \"x\"}]}",
-         {422, NULL, "integrations", 0}},
-        {"{\"model\": \"base/tiny\", \"training_file\": \"a\\u0000b\"}", {400, "invalid_json", NULL, 0}},
-        {"{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}",
-         {400, "invalid_json", NULL, 0}},
-    };
     static const char *const routes[] = {"/v1/fine_tuning/jobs", "/v1/plans"};
     static const char *const type[] = {"Content-Type: application/json", NULL};
     struct counts before = count();
     int bad = 0;
-    for (size_t i = 0; i < 2 * sizeof t / sizeof *t; i++) {
-        char body[2048] = "";
-        for (const char *p = t[i / 2].body; *p; p++) {
-            if (p[0] == '$') {
-                strcat(body, p[1] == 'T' ? training : upload);
-                p++;
-            } else {
-                strncat(body, p, 1);
-            }
-        }
+    for (size_t i = 0; i < 2 * sizeof wrong_jobs / sizeof *wrong_jobs; i++) {
+        char body[2048];
+        fill(body, sizeof body, wrong_jobs[i / 2].body, training, upload);
         struct call c = {"POST", routes[i % 2], type, body, strlen(body)};
         struct answer a = server_call(&server, &c);
-        bad += !as_wanted(&a, &t[i / 2].want, t[i / 2].body);
+        bad += !as_wanted(&a, &wrong_jobs[i / 2].want, wrong_jobs[i / 2].body);
         answer_clear(&a);
     }
     assert_int_equal(bad, 0);
@@ -355,7 +356,7 @@ static void wrong_models_are_refused(void **state)
     assert_int_equal(symlink("/etc", path), 0);
     snprintf(path, sizeof path, "%s/cut", dir);
     model_dir_write(path);
-    strcat(path, "/model.safetensors");
+    snprintf(path, sizeof path, "%s/cut/model.safetensors", dir);
     assert_int_equal(truncate(path, 5000), 0);
     snprintf(path, sizeof path, "%s/file", dir);
     fclose(fopen(path, "w"));
@@ -391,23 +392,18 @@ static void wrong_models_are_refused(void **state)
          {404, "file_not_found", NULL, 0}},
         {"{\"id\": \"a/b\", \"files\": [{\"path\": \"../config.json\", \"file\": \"$T\"}]}",
          {400, NULL, NULL, 0}},
-        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"/etc/x\", \"file\": \"$T\"}]}", {400, NULL, NULL, 0}},
-        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"a\\\\b\", \"file\": \"$T\"}]}", {400, NULL, NULL, 0}},
+        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"/etc/x\", \"file\": \"$T\"}]}",
+         {400, NULL, NULL, 0}},
+        {"{\"id\": \"a/b\", \"files\": [{\"path\": \"a\\\\b\", \"file\": \"$T\"}]}",
+         {400, NULL, NULL, 0}},
         {"{\"id\": \"a/b\", \"files\": [{\"path\": \"config.json\", \"file\": \"$T\"}]}",
          {422, NULL, "files", 0}},
     };
     struct counts before = count();
     int bad = 0;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
-        char body[2048] = "";
-        for (const char *p = t[i].body; *p; p++) {
-            if (p[0] == '$') {
-                strcat(body, p[1] == 'R' ? dir : training);
-                p++;
-            } else {
-                strncat(body, p, 1);
-            }
-        }
+        char body[2048];
+        fill(body, sizeof body, t[i].body, training, dir);
         struct answer a = server_post(&server, "/v1/models", body);
         bad += !as_wanted(&a, &t[i].want, t[i].body);
         if (strstr(a.body, "/proc/self")) bad++, print_error("%s\n", a.body);
@@ -421,9 +417,11 @@ static void wrong_models_are_refused(void **state)
 static void many_problems_are_told_at_once(void **state)
 {
     (void)state;
-    char rows[8192] = "";
-    for (int i = 0; i < 300; i++) strcat(rows, i % 2 ? GOOD : "{}\n");
-    struct answer a = server_upload(&server, "fine-tune", "x.jsonl", rows, strlen(rows));
+    char rows[8192];
+    size_t n = 0;
+    for (int i = 0; i < 300; i++)
+        n += (size_t)snprintf(rows + n, sizeof rows - n, "%s", i % 2 ? GOOD : "{}\n");
+    struct answer a = server_upload(&server, "fine-tune", "x.jsonl", rows, n);
     assert_int_equal(a.status, 422);
     assert_int_equal(json_array_size(answer_get(&a, "error.details")), 50);
     assert_int_equal(json_integer_value(answer_get(&a, "error.details.1.line")), 3);

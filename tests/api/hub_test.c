@@ -162,7 +162,7 @@ static void a_small_file_has_its_git_id_and_a_large_one_its_sha256(void **state)
         snprintf(want, sizeof want, "\"%s\"", git);
         assert_string_equal(answer_header(&a, "etag"), want);
         assert_string_equal(answer_header(&a, "x-repo-commit"), commit);
-        assert_int_equal(atol(answer_header(&a, "content-length")), (long)n);
+        assert_int_equal(answer_number(&a, "content-length"), (long)n);
         assert_string_equal(answer_header(&a, "accept-ranges"), "bytes");
         assert_null(answer_header(&a, "x-linked-etag"));
         assert_null(answer_header(&a, "x-xet-hash"));
@@ -178,8 +178,8 @@ static void a_small_file_has_its_git_id_and_a_large_one_its_sha256(void **state)
         snprintf(want, sizeof want, "\"%s\"", sha);
         assert_string_equal(answer_header(&a, "etag"), want);
         assert_string_equal(answer_header(&a, "x-linked-etag"), want);
-        assert_int_equal(atol(answer_header(&a, "x-linked-size")), (long)large_n);
-        assert_int_equal(atol(answer_header(&a, "content-length")), (long)large_n);
+        assert_int_equal(answer_number(&a, "x-linked-size"), (long)large_n);
+        assert_int_equal(answer_number(&a, "content-length"), (long)large_n);
         if (!head) assert_memory_equal(a.body, large, large_n);
         answer_clear(&a);
     }
@@ -248,8 +248,8 @@ static void what_is_missing_has_its_code(void **state)
         {"/no/such/resolve/main/config.json", "RepoNotFound", false},
         {"/such/resolve/main/config.json", "RepoNotFound", false},
         {"/base/tiny/resolve/v9/config.json", "RevisionNotFound", false},
-        {"/base/tiny/resolve/0000000000000000000000000000000000000000/config.json", "RevisionNotFound",
-         false},
+        {"/base/tiny/resolve/0000000000000000000000000000000000000000/config.json",
+         "RevisionNotFound", false},
         {"/base/tiny/resolve/main/none.json", "EntryNotFound", true},
         {"/base/tiny/resolve/main/d/none.json", "EntryNotFound", true},
         {"/api/models/no/such", "RepoNotFound", false},
@@ -322,12 +322,13 @@ static void descriptions_have_what_hub_clients_parse(void **state)
 static const char *names_of(const struct answer *a)
 {
     static char out[1024];
-    size_t i;
+    size_t i, n = 0;
     json_t *v;
     out[0] = 0;
     json_array_foreach(a->json, i, v) {
         bool dir = !strcmp(json_string_value(json_object_get(v, "type")), "directory");
-        strcat(strcat(out, json_string_value(json_object_get(v, "path"))), dir ? "/ " : " ");
+        n += (size_t)snprintf(out + n, sizeof out - n, "%s%s",
+                              json_string_value(json_object_get(v, "path")), dir ? "/ " : " ");
     }
     return out;
 }
@@ -338,7 +339,8 @@ static void trees_list_files_with_their_ids(void **state)
     char sha[65];
     struct err e = ERR_INIT;
     assert_int_equal(hash_sha256(large, large_n, sha, &e), 0);
-    struct answer a = server_get(&server, "/api/models/base/tiny/tree/main?recursive=true&expand=true");
+    struct answer a =
+        server_get(&server, "/api/models/base/tiny/tree/main?recursive=true&expand=true");
     assert_string_equal(names_of(&a), "config.json extra/ extra/a.txt extra/deep/ extra/deep/b.txt "
                                       "model.safetensors notes.txt tokenizer.json ");
     assert_string_equal(answer_str(&a, "0.type"), "file");
@@ -446,9 +448,9 @@ static void the_list_of_models_is_filtered_and_paged(void **state)
 static void results_of_a_job_are_hub_models(void **state)
 {
     (void)state;
-    char id[64], rows[512] = "", body[256], model[128] = "";
-    for (int i = 0; i < 8; i++) sprintf(rows + strlen(rows), "{\"text\": \"row %d\"}\n", i);
-    server_upload_ok(&server, "fine-tune", "rows.jsonl", rows, strlen(rows), id);
+    static const char rows[] = "{\"text\": \"row 1\"}\n{\"text\": \"row 2\"}\n";
+    char id[64], body[256], model[128] = "";
+    server_upload_ok(&server, "fine-tune", "rows.jsonl", rows, sizeof rows - 1, id);
     snprintf(body, sizeof body, "{\"model\": \"base/tiny\", \"training_file\": \"%s\", "
              "\"hyperparameters\": {\"n_epochs\": 1}}", id);
     struct answer a = server_post(&server, "/v1/fine_tuning/jobs", body);

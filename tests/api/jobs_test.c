@@ -34,13 +34,15 @@ static void register_model(void)
 static int set_up(void **state)
 {
     static const char *const args[] = {"--poll-ms", "20", "--jobs-max", "2", NULL};
-    char rows[2048] = "";
+    char rows[2048];
+    size_t n = 0;
     (void)state;
     server_start(&server, args);
     register_model();
     for (int i = 0; i < 16; i++)
-        sprintf(rows + strlen(rows), "{\"prompt\": \"%d + 1 =\", \"completion\": \" %d\"}\n", i, i + 1);
-    server_upload_ok(&server, "fine-tune", "sums.jsonl", rows, strlen(rows), training);
+        n += (size_t)snprintf(rows + n, sizeof rows - n,
+                              "{\"prompt\": \"%d + 1 =\", \"completion\": \" %d\"}\n", i, i + 1);
+    server_upload_ok(&server, "fine-tune", "sums.jsonl", rows, n, training);
     return 0;
 }
 
@@ -51,11 +53,18 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* The body of a job with `more` (begins with ", " or is empty); its length. */
+static size_t job_body(char *to, size_t cap, const char *more)
+{
+    return (size_t)snprintf(to, cap, "{\"model\": \"base/tiny\", \"training_file\": \"%s\"%s}",
+                            training, more);
+}
+
 /* Creates a job; `more` is appended to the body (begins with ", " or is empty). */
 static void create(const char *more, char id[64])
 {
     char body[1024];
-    snprintf(body, sizeof body, "{\"model\": \"base/tiny\", \"training_file\": \"%s\"%s}", training, more);
+    job_body(body, sizeof body, more);
     struct answer a = server_post(&server, "/v1/fine_tuning/jobs", body);
     if (a.status != 200) fail_msg("job: %ld %s", a.status, a.body);
     snprintf(id, 64, "%s", answer_str(&a, "id"));
@@ -98,7 +107,8 @@ static void a_job_has_every_field_that_sdks_read(void **state)
     static const char *const keys[] = {
         "id", "object", "created_at", "finished_at", "status", "error", "model", "fine_tuned_model",
         "hyperparameters", "organization_id", "result_files", "seed", "trained_tokens",
-        "training_file", "validation_file", "method", "metadata", "integrations", "estimated_finish"};
+        "training_file", "validation_file", "method", "metadata", "integrations",
+        "estimated_finish"};
     char id[64];
     create(SHORT ", \"seed\": 7, \"suffix\": \"My sums\", \"metadata\": {\"team\": \"a b\"}", id);
     wait_status(id, "succeeded");
@@ -138,8 +148,8 @@ static void supervised_means_the_default_adapter(void **state)
     static const char *const bodies[] = {
         "", ", \"hyperparameters\": {\"n_epochs\": 1, \"batch_size\": \"auto\"}",
         ", \"method\": {\"type\": \"supervised\"}",
-        ", \"method\": {\"type\": \"supervised\", \"supervised\": {\"hyperparameters\": "
-        "{\"n_epochs\": \"auto\", \"learning_rate_multiplier\": 0.5}}}"};
+        (", \"method\": {\"type\": \"supervised\", \"supervised\": {\"hyperparameters\": "
+         "{\"n_epochs\": \"auto\", \"learning_rate_multiplier\": 0.5}}}")};
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         char id[64];
         create(bodies[i], id);
@@ -223,7 +233,7 @@ static long check_stream(const char *text, long first)
     long n = first - 1;
     for (const char *p = text; (p = strstr(p, "id: ")); p++) {
         if (p != text && p[-1] != '\n') continue;
-        assert_int_equal(atol(p + 4), ++n);
+        assert_int_equal(strtol(p + 4, NULL, 10), ++n);
     }
     return n;
 }
@@ -342,10 +352,11 @@ static void a_succeeded_job_cannot_be_changed(void **state)
 static void an_idempotency_key_makes_one_job(void **state)
 {
     (void)state;
-    static const char *const headers[] = {"Content-Type: application/json", "Idempotency-Key: j1", NULL};
+    static const char *const headers[] = {"Content-Type: application/json",
+                                          "Idempotency-Key: j1", NULL};
     char body[256];
-    int n = snprintf(body, sizeof body, "{\"model\": \"base/tiny\", \"training_file\": \"%s\"}", training);
-    struct call c = {"POST", "/v1/fine_tuning/jobs", headers, body, (size_t)n};
+    size_t n = job_body(body, sizeof body, "");
+    struct call c = {"POST", "/v1/fine_tuning/jobs", headers, body, n};
     struct answer a = server_call(&server, &c), b = server_call(&server, &c);
     assert_int_equal(a.status, 200);
     assert_int_equal(b.status, 200);
@@ -353,9 +364,7 @@ static void an_idempotency_key_makes_one_job(void **state)
     wait_status(answer_str(&a, "id"), "succeeded");
     answer_clear(&a);
     answer_clear(&b);
-    n = snprintf(body, sizeof body, "{\"model\": \"base/tiny\", \"training_file\": \"%s\", \"seed\": 1}",
-                 training);
-    c.n = (size_t)n;
+    c.n = job_body(body, sizeof body, ", \"seed\": 1");
     a = server_call(&server, &c);
     assert_int_equal(a.status, 422);
     answer_clear(&a);
@@ -380,7 +389,8 @@ static void jobs_are_listed_by_page_and_metadata(void **state)
     a = server_get(&server, "/v1/fine_tuning/jobs?limit=1");
     assert_true(json_is_true(answer_get(&a, "has_more")));
     char path[128];
-    snprintf(path, sizeof path, "/v1/fine_tuning/jobs?limit=1&after=%s", answer_str(&a, "data.0.id"));
+    snprintf(path, sizeof path, "/v1/fine_tuning/jobs?limit=1&after=%s",
+             answer_str(&a, "data.0.id"));
     struct answer b = server_get(&server, path);
     assert_string_not_equal(answer_str(&a, "data.0.id"), answer_str(&b, "data.0.id"));
     answer_clear(&a);
@@ -405,8 +415,8 @@ static void methods_and_plans_come_from_the_engine(void **state)
     assert_non_null(answer_str(&a, "data.0.name"));
     assert_true(json_is_object(answer_get(&a, "data.0.schema.properties")));
     answer_clear(&a);
-    char body[256];
-    snprintf(body, sizeof body, "{\"model\": \"base/tiny\", \"training_file\": \"%s\"" SHORT "}", training);
+    char body[512];
+    job_body(body, sizeof body, SHORT);
     a = server_post(&server, "/v1/plans", body);
     if (a.status != 200) fail_msg("plan: %s", a.body);
     assert_true(json_integer_value(answer_get(&a, "peak_bytes")) > 10000);
@@ -424,8 +434,8 @@ static void a_stopped_server_ends_its_streams_and_the_job_goes_on(void **state)
     create(LONG, id);
     wait_status(id, "running");
     int fd = server_connect(&server);
-    int n = snprintf(head, sizeof head, "GET /v1/fine_tuning/jobs/%s/events HTTP/1.1\r\nHost: localhost"
-                     "\r\nAccept: text/event-stream\r\n\r\n", id);
+    int n = snprintf(head, sizeof head, "GET /v1/fine_tuning/jobs/%s/events HTTP/1.1\r\n"
+                     "Host: localhost\r\nAccept: text/event-stream\r\n\r\n", id);
     assert_int_equal(send(fd, head, (size_t)n, 0), n);
     assert_true(recv(fd, text, sizeof text, 0) > 0);
     time_t t = time(NULL);

@@ -136,7 +136,8 @@ static void every_reference_leads_somewhere(void **state)
 static void it_is_one_document_under_two_names(void **state)
 {
     (void)state;
-    struct answer a = server_get(&server, "/openapi.json"), b = server_get(&server, "/openapi.yaml");
+    struct answer a = server_get(&server, "/openapi.json");
+    struct answer b = server_get(&server, "/openapi.yaml");
     assert_string_equal(answer_header(&a, "content-type"), "application/json");
     assert_int_equal(a.n, b.n);
     assert_memory_equal(a.body, b.body, a.n);

@@ -16,10 +16,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define R11(method, target, headers) method " " target " HTTP/1.1\r\nHost: localhost\r\n" headers "\r\n"
+#define R11(method, target, headers) \
+    method " " target " HTTP/1.1\r\nHost: localhost\r\n" headers "\r\n"
 #define GET(target, headers) R11("GET", target, headers)
 #define POST(target, headers) R11("POST", target, headers)
 #define JSON "Content-Type: application/json\r\n"
+#define LENGTH(n) "Content-Length: " n "\r\n"
+#define CODING(c) "Transfer-Encoding: " c "\r\n"
+#define PLAN(headers) POST("/v1/plans", JSON headers)
+#define JOB(headers) POST("/v1/fine_tuning/jobs", JSON headers)
 /* Would be answered with 200 if the bytes before it were cut at the wrong place. */
 #define SMUGGLED "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -44,10 +49,10 @@ static const struct row rows[] = {
     {"two hosts", GET("/healthz", "Host: localhost\r\n"), 400, CLOSED},
     {"two hosts, other case", GET("/healthz", "hOST: other\r\n"), 400, CLOSED},
     {"foreign host", "GET /v1/files HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, KEPT},
-    {"foreign host in capitals", "GET /v1/files HTTP/1.1\r\nHost: EVIL.example:80\r\n\r\n", 421, KEPT},
-    {"foreign origin", POST("/v1/plans", "Origin: http://evil.example\r\n" JSON
-                            "Content-Length: 2\r\n") "{}", 403, KEPT},
-
+    {"foreign host in capitals", "GET /v1/files HTTP/1.1\r\nHost: EVIL.example:80\r\n\r\n", 421,
+     KEPT},
+    {"foreign origin", POST("/v1/plans", "Origin: http://evil.example\r\n" JSON LENGTH("2")) "{}",
+     403, KEPT},
     {"http/1.2", "GET /healthz HTTP/1.2\r\nHost: localhost\r\n\r\n", 400, CLOSED},
     {"http/2.0", "GET /healthz HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, CLOSED},
     {"http/0.9", "GET /healthz\r\n\r\n", 400, CLOSED},
@@ -56,7 +61,8 @@ static const struct row rows[] = {
     {"http2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, CLOSED},
     {"tls hello", "\x16\x03\x01\x02\x01\xfc\x03\x03\r\n\r\n", 0, CLOSED},
 
-    {"absolute form", "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, CLOSED},
+    {"absolute form", "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400,
+     CLOSED},
     {"connect", "CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, CLOSED},
     {"star", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, CLOSED},
     {"no slash", "GET healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, CLOSED},
@@ -68,7 +74,7 @@ static const struct row rows[] = {
     {"encoded nul", GET("/v1/files/a%00b", ""), 400, KEPT},
     {"encoded newline", GET("/v1/files/a%0d%0ab", ""), 400, KEPT},
     {"encoded dots", GET("/v1/files/%2e%2e", ""), 400, KEPT},
-    {"encoded dots and slashes", GET("/a/b/resolve/main/..%2f..%2f..%2fetc%2fpasswd", ""), 400, KEPT},
+    {"encoded dots and slashes", GET("/a/b/resolve/main/..%2f..%2fetc%2fpasswd", ""), 400, KEPT},
     {"plain dots", GET("/v1/../healthz", ""), 400, KEPT},
     {"single dot", GET("/./healthz", ""), 400, KEPT},
     {"overlong slash", GET("/v1/files/%c0%af", ""), 400, KEPT},
@@ -81,51 +87,40 @@ static const struct row rows[] = {
     {"backslash", GET("/v1/files/..%5c..%5cx", ""), 404, KEPT},
 
     {"trace", R11("TRACE", "/v1/files", ""), 405, KEPT},
-    {"put", R11("PUT", "/v1/files", "Content-Length: 0\r\n"), 405, KEPT},
+    {"put", R11("PUT", "/v1/files", LENGTH("0")), 405, KEPT},
     {"lower-case get", R11("get", "/v1/files", ""), 405, KEPT},
     {"unknown method", R11("BREW", "/v1/files", ""), 405, KEPT},
     {"malformed method", R11("G(T", "/v1/files", ""), 400, CLOSED},
 
-    {"length and chunked", POST("/v1/plans", JSON "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n")
-     "2\r\n{}\r\n0\r\n\r\n" SMUGGLED, 400, CLOSED},
-    {"chunked and length", POST("/v1/plans", JSON "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n")
-     "2\r\n{}\r\n0\r\n\r\n" SMUGGLED, 400, CLOSED},
-    {"two lengths", POST("/v1/plans", JSON "Content-Length: 2\r\nContent-Length: 44\r\n") "{}" SMUGGLED,
+    {"length and chunked", PLAN(LENGTH("4") CODING("chunked")) "2\r\n{}\r\n0\r\n\r\n" SMUGGLED,
      400, CLOSED},
-    {"two equal lengths", POST("/v1/plans", JSON "Content-Length: 2\r\nContent-Length: 2\r\n") "{}"
+    {"chunked and length", PLAN(CODING("chunked") LENGTH("4")) "2\r\n{}\r\n0\r\n\r\n" SMUGGLED,
+     400, CLOSED},
+    {"two lengths", PLAN(LENGTH("2") LENGTH("44")) "{}" SMUGGLED, 400, CLOSED},
+    {"two equal lengths", PLAN(LENGTH("2") LENGTH("2")) "{}" SMUGGLED, 400, CLOSED},
+    {"list of lengths", PLAN(LENGTH("2, 2")) "{}" SMUGGLED, 400, CLOSED},
+    {"plus length", PLAN(LENGTH("+2")) "{}" SMUGGLED, 400, CLOSED},
+    {"negative length", PLAN(LENGTH("-1")) SMUGGLED, 400, CLOSED},
+    {"hex length", PLAN(LENGTH("0x2")) "{}" SMUGGLED, 400, CLOSED},
+    {"empty length", PLAN("Content-Length:\r\n") SMUGGLED, 400, CLOSED},
+    {"word as length", PLAN(LENGTH("two")) "{}" SMUGGLED, 400, CLOSED},
+    {"chunked twice", PLAN(CODING("chunked") CODING("chunked")) "0\r\n\r\n" SMUGGLED, 400, CLOSED},
+    {"identity, chunked", PLAN(CODING("identity, chunked")) "0\r\n\r\n" SMUGGLED, 400, CLOSED},
+    {"xchunked", PLAN(CODING("xchunked")) "0\r\n\r\n" SMUGGLED, 400, CLOSED},
+    {"chunked with a blank before the colon", PLAN("Transfer-Encoding : chunked\r\n") "0\r\n\r\n"
      SMUGGLED, 400, CLOSED},
-    {"list of lengths", POST("/v1/plans", JSON "Content-Length: 2, 2\r\n") "{}" SMUGGLED, 400, CLOSED},
-    {"plus length", POST("/v1/plans", JSON "Content-Length: +2\r\n") "{}" SMUGGLED, 400, CLOSED},
-    {"negative length", POST("/v1/plans", JSON "Content-Length: -1\r\n") SMUGGLED, 400, CLOSED},
-    {"hex length", POST("/v1/plans", JSON "Content-Length: 0x2\r\n") "{}" SMUGGLED, 400, CLOSED},
-    {"empty length", POST("/v1/plans", JSON "Content-Length:\r\n") SMUGGLED, 400, CLOSED},
-    {"word as length", POST("/v1/plans", JSON "Content-Length: two\r\n") "{}" SMUGGLED, 400, CLOSED},
-    {"chunked twice", POST("/v1/plans", JSON "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n")
-     "0\r\n\r\n" SMUGGLED, 400, CLOSED},
-    {"identity, chunked", POST("/v1/plans", JSON "Transfer-Encoding: identity, chunked\r\n") "0\r\n\r\n"
-     SMUGGLED, 400, CLOSED},
-    {"xchunked", POST("/v1/plans", JSON "Transfer-Encoding: xchunked\r\n") "0\r\n\r\n" SMUGGLED, 400,
+    {"length with a blank before the colon", PLAN("Content-Length : 4\r\n") "{}" SMUGGLED, 400,
      CLOSED},
-    {"chunked with a blank before the colon", POST("/v1/plans", JSON "Transfer-Encoding : chunked\r\n")
-     "0\r\n\r\n" SMUGGLED, 400, CLOSED},
-    {"length with a blank before the colon", POST("/v1/plans", JSON "Content-Length : 4\r\n") "{}"
-     SMUGGLED, 400, CLOSED},
-    {"chunked in http/1.0", "POST /v1/plans HTTP/1.0\r\nHost: localhost\r\n" JSON
-     "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", 400, CLOSED},
-    {"gzip, chunked", POST("/v1/plans", JSON "Transfer-Encoding: gzip, chunked\r\n") "0\r\n\r\n", 400,
+    {"chunked in http/1.0", "POST /v1/plans HTTP/1.0\r\nHost: localhost\r\n" JSON CODING("chunked")
+     "\r\n2\r\n{}\r\n0\r\n\r\n", 400, CLOSED},
+    {"gzip, chunked", PLAN(CODING("gzip, chunked")) "0\r\n\r\n", 400, CLOSED},
+    {"chunked body", JOB(CODING("chunked")) "1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", 400, KEPT},
+    {"chunk extension", JOB(CODING("chunked")) "2;a=b\r\n{}\r\n0\r\n\r\n", 400, KEPT},
+    {"hex prefix in a chunk size", JOB(CODING("chunked")) "0x2\r\n{}\r\n0\r\n\r\n", 400, CLOSED},
+    {"chunk size too large", JOB(CODING("chunked")) "ffffffffffffffffff\r\n{}\r\n0\r\n\r\n", 413,
      CLOSED},
-
-    {"chunked body", POST("/v1/fine_tuning/jobs", JSON "Transfer-Encoding: chunked\r\n")
-     "1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", 400, KEPT},
-    {"chunk extension", POST("/v1/fine_tuning/jobs", JSON "Transfer-Encoding: chunked\r\n")
-     "2;a=b\r\n{}\r\n0\r\n\r\n", 400, KEPT},
-    {"hex prefix in a chunk size", POST("/v1/fine_tuning/jobs", JSON "Transfer-Encoding: chunked\r\n")
-     "0x2\r\n{}\r\n0\r\n\r\n", 400, CLOSED},
-    {"chunk size too large", POST("/v1/fine_tuning/jobs", JSON "Transfer-Encoding: chunked\r\n")
-     "ffffffffffffffffff\r\n{}\r\n0\r\n\r\n", 413, CLOSED},
-    {"chunk without its end", POST("/v1/fine_tuning/jobs", JSON "Transfer-Encoding: chunked\r\n")
-     "2\r\n{}XX0\r\n\r\n", 400, CLOSED},
-    {"body still to come", POST("/v1/fine_tuning/jobs", JSON "Content-Length: 10\r\n") "{}", 0, WAITS},
+    {"chunk without its end", JOB(CODING("chunked")) "2\r\n{}XX0\r\n\r\n", 400, CLOSED},
+    {"body still to come", JOB(LENGTH("10")) "{}", 0, WAITS},
     {"two requests at once", GET("/healthz", "") GET("/healthz", ""), 200, KEPT},
 
     {"control character in a value", GET("/healthz", "X-A: a\x01" "b\r\n"), 400, CLOSED},
@@ -135,17 +130,16 @@ static const struct row rows[] = {
     {"no colon", GET("/healthz", "X-A\r\n"), 400, CLOSED},
     {"tab in a value", GET("/healthz", "X-A: a\tb\r\n"), 200, KEPT},
     {"latin-1 in a value", GET("/healthz", "X-A: \xe9\r\n"), 200, KEPT},
-    {"unknown expectation", POST("/v1/plans", JSON "Expect: 200-ok\r\nContent-Length: 2\r\n"), 417, CLOSED},
-    {"expectation refused", POST("/v1/nothing", "Expect: 100-continue\r\nContent-Length: 900\r\n"), 404,
+    {"unknown expectation", PLAN("Expect: 200-ok\r\n" LENGTH("2")), 417, CLOSED},
+    {"expectation refused", POST("/v1/nothing", "Expect: 100-continue\r\n" LENGTH("900")), 404,
      CLOSED},
-    {"too large, not sent", POST("/v1/plans", JSON "Expect: 100-continue\r\nContent-Length: 99999999\r\n"),
-     413, CLOSED},
-    {"absurd length", POST("/v1/plans", JSON "Content-Length: 99999999999999999999999\r\n"), 413, CLOSED},
+    {"too large, not sent", PLAN("Expect: 100-continue\r\n" LENGTH("99999999")), 413, CLOSED},
+    {"absurd length", PLAN(LENGTH("99999999999999999999999")), 413, CLOSED},
     {"large length", POST("/v1/files", "Content-Type: multipart/form-data; boundary=b\r\n"
-                          "Content-Length: 99999999999999\r\n"), 413, CLOSED},
-    {"body where none belongs", R11("GET", "/healthz", "Content-Length: 2\r\n") "{}", 200, KEPT},
-    {"wrong type", POST("/v1/plans", "Content-Type: text/plain\r\nContent-Length: 2\r\n") "{}", 415, KEPT},
-    {"not json", POST("/v1/plans", JSON "Content-Length: 2\r\n") "[]", 400, KEPT},
+     LENGTH("99999999999999")), 413, CLOSED},
+    {"body where none belongs", R11("GET", "/healthz", LENGTH("2")) "{}", 200, KEPT},
+    {"wrong type", POST("/v1/plans", "Content-Type: text/plain\r\n" LENGTH("2")) "{}", 415, KEPT},
+    {"not json", PLAN(LENGTH("2")) "[]", 400, KEPT},
     {"upgrade", GET("/healthz", "Connection: Upgrade\r\nUpgrade: websocket\r\n"), 200, KEPT},
 };
 
@@ -240,20 +234,21 @@ static void large_heads_are_refused_with_their_own_status(void **state)
         {8192, 0, 0, 404}, {8193, 0, 0, 414},    {10, 30000, 1, 404},
         {10, 33000, 1, 431}, {10, 80000, 1, 431}, {10, 10, 95, 404}, {10, 10, 105, 431},
     };
-    char *b = malloc(300000);
+    enum { CAP = 300000 };
+    char *b = malloc(CAP);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct raw got;
-        size_t n = (size_t)sprintf(b, "GET /");
+        size_t n = (size_t)snprintf(b, CAP, "GET /");
         memset(b + n, 'a', t[i].target - 1);
         n += t[i].target - 1;
-        n += (size_t)sprintf(b + n, " HTTP/1.1\r\nHost: localhost\r\n");
+        n += (size_t)snprintf(b + n, CAP - n, " HTTP/1.1\r\nHost: localhost\r\n");
         for (int k = 0; k < t[i].fields; k++) {
-            n += (size_t)sprintf(b + n, "x%d: ", k);
+            n += (size_t)snprintf(b + n, CAP - n, "x%d: ", k);
             memset(b + n, 'v', t[i].header);
             n += t[i].header;
-            n += (size_t)sprintf(b + n, "\r\n");
+            n += (size_t)snprintf(b + n, CAP - n, "\r\n");
         }
-        n += (size_t)sprintf(b + n, "\r\n");
+        n += (size_t)snprintf(b + n, CAP - n, "\r\n");
         server_raw(&server, b, n, &got);
         if (got.status != t[i].status)
             fail_msg("row %zu: %d, not %d: %.200s", i, got.status, t[i].status, got.text);
@@ -292,7 +287,7 @@ static void refusals_by_the_guard_have_our_error_shape(void **state)
     struct raw got;
     static const char b[] = GET("/healthz", "Host: localhost\r\n");
     server_raw(&server, b, sizeof b - 1, &got);
-    assert_non_null(strstr(got.text, "{\"error\":{\"message\":\"exactly one Host header is needed\""));
+    assert_non_null(strstr(got.text, "{\"error\":{\"message\":\"exactly one Host header is "));
     assert_non_null(strstr(got.text, "x-request-id: req_"));
     assert_non_null(strstr(got.text, "Connection: close"));
 }
@@ -351,7 +346,7 @@ static void a_peer_that_drips_its_headers_is_cut_off(void **state)
     static const char *const args[] = {"--header-timeout-s", "1", "--request-timeout-s", "1", NULL};
     server_stop(&server);
     server_restart(&server, args);
-    double t = until_cut("", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
+    double t = until_cut("", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: aaaaaaaaaaaaa");
     assert_true(t >= 0.8 && t < 2.5);
     t = until_cut("GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: ", "a");
     assert_true(t >= 0.8 && t < 2.5);

@@ -82,7 +82,8 @@ static void listening_for_everybody_needs_a_key_or_a_word(void **state)
 {
     (void)state;
     struct server s = {0};
-    static const char *const bad[] = {"serve", "--listen", "0.0.0.0:0", "--data", "/nonexistent", NULL};
+    static const char *const bad[] = {"serve", "--listen", "0.0.0.0:0", "--data",
+                                      "/proc/nonexistent", NULL};
     assert_int_equal(server_run(&s, bad), 1);
     char *log = server_log(&s);
     assert_non_null(strstr(log, "--allow-public"));
@@ -197,15 +198,16 @@ static int try_connect(struct server *s)
 static void a_stop_lets_requests_finish(void **state)
 {
     (void)state;
-    static const char body[] = "--b\r\nContent-Disposition: form-data; name=purpose\r\n\r\nuser_data\r\n"
-                               "--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\nhello"
-                               "\r\n--b--\r\n";
+    static const char body[] =
+        "--b\r\nContent-Disposition: form-data; name=purpose\r\n\r\nuser_data\r\n"
+        "--b\r\nContent-Disposition: form-data; name=file; filename=x\r\n\r\nhello\r\n--b--\r\n";
     struct server s;
     char head[256], text[1024] = "";
     server_start(&s, NULL);
     int idle = server_connect(&s), fd = server_connect(&s);
-    int n = snprintf(head, sizeof head, "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-                     "multipart/form-data; boundary=b\r\nContent-Length: %zu\r\n\r\n", sizeof body - 1);
+    int n = snprintf(head, sizeof head,
+                     "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: %zu\r\n"
+                     "Content-Type: multipart/form-data; boundary=b\r\n\r\n", sizeof body - 1);
     assert_int_equal(send(fd, head, (size_t)n, 0), n);
     assert_int_equal(send(fd, body, 50, 0), 50);
     usleep(100000);
@@ -242,7 +244,7 @@ static void a_long_check_holds_nobody_up(void **state)
     struct server s;
     size_t n = 0;
     char *p = malloc(31 << 20), id[64];
-    while (n < 30 << 20) n += (size_t)sprintf(p + n, "{\"text\": \"%zu\"}\n", n);
+    while (n < 30 << 20) n += (size_t)snprintf(p + n, 64, "{\"text\": \"%zu\"}\n", n);
     server_start(&s, args);
     pid_t pid = fork();
     if (pid == 0) {

@@ -1,4 +1,5 @@
-/* Uploads: whatever the order of parts and the framing, the bytes arrive; what fails leaves nothing. */
+/* Uploads: whatever the order of parts and the framing, the bytes arrive; what fails leaves
+ * nothing. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,9 +19,10 @@
 #include <unistd.h>
 
 #define TYPE "Content-Type: multipart/form-data; boundary=b"
-#define FIELD(name, value) "--b\r\nContent-Disposition: form-data; name=\"" name "\"\r\n\r\n" value "\r\n"
-#define FILE_PART(name, value) "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"" name \
-    "\"\r\nContent-Type: application/octet-stream\r\n\r\n" value "\r\n"
+#define PART "--b\r\nContent-Disposition: form-data; name="
+#define FIELD(name, value) PART "\"" name "\"\r\n\r\n" value "\r\n"
+#define FILE_PART(name, value) PART "\"file\"; filename=\"" name "\"\r\n" \
+    "Content-Type: application/octet-stream\r\n\r\n" value "\r\n"
 #define END "--b--\r\n"
 
 static struct server server;
@@ -107,8 +109,9 @@ static void chunk_borders_do_not_matter(void **state)
         char b[1024];
         struct raw got;
         int k = snprintf(b, sizeof b, "POST /v1/files HTTP/1.1\r\nHost: localhost\r\n" TYPE "\r\n"
-                         "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n%zx\r\n%.*s\r\n%zx\r\n%s"
-                         "\r\n0\r\n\r\n", cut, (int)cut, body, n - cut, body + cut);
+                         "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+                         "%zx\r\n%.*s\r\n%zx\r\n%s\r\n0\r\n\r\n",
+                         cut, (int)cut, body, n - cut, body + cut);
         server_raw(&server, b, (size_t)k, &got);
         if (got.status != 200) fail_msg("cut %zu: %s", cut, got.text);
         assert_non_null(strstr(got.text, "\"bytes\":7,"));
@@ -134,8 +137,8 @@ static char *many_rows(size_t *n)
     size_t k = 0;
     assert_non_null(p);
     for (int i = 0; k < BYTES; i++)
-        k += (size_t)sprintf(p + k, "{\"text\": \"row %d of a file that is large enough to be sent in "
-                             "many pieces: the quick brown fox jumps over the lazy dog\"}\n", i);
+        k += (size_t)snprintf(p + k, 4096, "{\"text\": \"row %d of a file that is sent in many "
+                              "pieces: the quick brown fox jumps over the lazy dog\"}\n", i);
     *n = k;
     return p;
 }
@@ -181,7 +184,7 @@ static void a_large_file_comes_back_byte_for_byte(void **state)
 
     a = server_call(&server, &(struct call){.method = "HEAD", .path = path});
     assert_int_equal(a.status, 200);
-    assert_int_equal(atol(answer_header(&a, "content-length")), (long)n);
+    assert_int_equal(answer_number(&a, "content-length"), (long)n);
     assert_int_equal(a.n, 0);
     answer_clear(&a);
 
@@ -232,6 +235,9 @@ static void a_file_over_the_limit_is_413_and_gone(void **state)
     free(p);
 }
 
+#define USER_FILE FIELD("purpose", "user_data") FILE_PART("a", "x")
+#define ANCHOR FIELD("expires_after[anchor]", "created_at")
+
 static void malformed_forms_are_4xx_and_leave_nothing(void **state)
 {
     (void)state;
@@ -253,7 +259,8 @@ static void malformed_forms_are_4xx_and_leave_nothing(void **state)
         {FIELD("purpose", "user_data") FIELD("file", "x") END, 400, "file"},
         {FIELD("purpose", "") FILE_PART("a", "x") END, 400, "purpose"},
         {FIELD("purpose", "no such") FILE_PART("a", "x") END, 400, "purpose"},
-        {FIELD("purpose", "user_data") FIELD("purpose", "batch") FILE_PART("a", "x") END, 400, "purpose"},
+        {FIELD("purpose", "user_data") FIELD("purpose", "batch") FILE_PART("a", "x") END, 400,
+         "purpose"},
         {FIELD("purpose", "user_data") FIELD("other", "x") FILE_PART("a", "x") END, 400, "other"},
         {FIELD("purpose", "user_data") FILE_PART("a", "x") FILE_PART("b", "y") END, 400, "file"},
         {FIELD("purpose", "user_\xff") FILE_PART("a", "x") END, 400, "purpose"},
@@ -263,14 +270,13 @@ static void malformed_forms_are_4xx_and_leave_nothing(void **state)
         {FIELD("purpose", "user_data") FILE_PART("a/b", "x") END, 400, "file"},
         {FIELD("purpose", "user_data") FILE_PART("a\\b", "x") END, 400, "file"},
         {FIELD("purpose", "user_data") FILE_PART("..", "x") END, 400, "file"},
-        {FIELD("purpose", "user_data") FIELD("expires_after[anchor]", "now")
-             FIELD("expires_after[seconds]", "3600") FILE_PART("a", "x") END, 400, "expires_after[anchor]"},
-        {FIELD("purpose", "user_data") FIELD("expires_after[anchor]", "created_at")
-             FIELD("expires_after[seconds]", "3599") FILE_PART("a", "x") END, 400, "expires_after[seconds]"},
-        {FIELD("purpose", "user_data") FIELD("expires_after[anchor]", "created_at")
-             FIELD("expires_after[seconds]", "soon") FILE_PART("a", "x") END, 400, "expires_after[seconds]"},
-        {FIELD("purpose", "user_data") FIELD("expires_after[anchor]", "created_at")
-             FILE_PART("a", "x") END, 400, "expires_after[seconds]"},
+        {USER_FILE FIELD("expires_after[anchor]", "now") FIELD("expires_after[seconds]", "3600")
+         END, 400, "expires_after[anchor]"},
+        {USER_FILE ANCHOR FIELD("expires_after[seconds]", "3599") END, 400,
+         "expires_after[seconds]"},
+        {USER_FILE ANCHOR FIELD("expires_after[seconds]", "soon") END, 400,
+         "expires_after[seconds]"},
+        {USER_FILE ANCHOR END, 400, "expires_after[seconds]"},
     };
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct answer a = post(t[i].body, strlen(t[i].body), i % 2);
@@ -292,7 +298,8 @@ static void another_content_type_is_415(void **state)
         char line[128];
         snprintf(line, sizeof line, "Content-Type: %s", types[i]);
         const char *const headers[] = {line, NULL};
-        struct answer a = server_call(&server, &(struct call){"POST", "/v1/files", headers, "{}", 2});
+        struct call c = {"POST", "/v1/files", headers, "{}", 2};
+        struct answer a = server_call(&server, &c);
         assert_int_equal(a.status, 415);
         answer_clear(&a);
     }
@@ -412,6 +419,7 @@ static void lists_are_paged_and_never_loop(void **state)
         server_upload_ok(&server, i % 2 ? "batch" : "user_data", "f", "x", 1, ids[i]);
     /* Pages of three, newest first, as the SDKs ask for them. */
     char seen[2048] = "", after[80] = "";
+    size_t used = 0;
     int pages = 0;
     for (bool more = true; more; pages++) {
         snprintf(path, sizeof path, "/v1/files?limit=3%s%s", *after ? "&after=" : "", after);
@@ -421,7 +429,7 @@ static void lists_are_paged_and_never_loop(void **state)
         for (size_t i = 0; i < n; i++) {
             char key[32];
             snprintf(key, sizeof key, "data.%zu.id", i);
-            strcat(strcat(seen, answer_str(&a, key)), " ");
+            used += (size_t)snprintf(seen + used, sizeof seen - used, "%s ", answer_str(&a, key));
         }
         snprintf(after, sizeof after, "%s", answer_str(&a, "last_id"));
         assert_non_null(answer_str(&a, "first_id"));
@@ -429,8 +437,10 @@ static void lists_are_paged_and_never_loop(void **state)
         answer_clear(&a);
     }
     assert_int_equal(pages, 3);
-    char want[2048] = "";
-    for (int i = 6; i >= 0; i--) strcat(strcat(want, ids[i]), " ");
+    char want[2048];
+    used = 0;
+    for (int i = 6; i >= 0; i--)
+        used += (size_t)snprintf(want + used, sizeof want - used, "%s ", ids[i]);
     assert_string_equal(seen, want);
 
     struct answer a = server_get(&server, "/v1/files?order=asc&limit=1");

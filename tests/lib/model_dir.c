@@ -80,10 +80,12 @@ static uint32_t stand_in(int byte, int *spare)
 static void put_tokenizer(struct buf *b)
 {
     int spare = 0;
-    buf_puts(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [");
+    buf_puts(b, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,"
+                " \"added_tokens\": [");
     for (int i = 0; i < 2; i++)
-        buf_printf(b, "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false,"
-                      " \"rstrip\": false, \"normalized\": false, \"special\": true}",
+        buf_printf(b, "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false,"
+                      " \"lstrip\": false, \"rstrip\": false, \"normalized\": false,"
+                      " \"special\": true}",
                    i ? ", " : "", 256 + i, i ? "</s>" : "<s>");
     buf_puts(b, "], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\","
                 " \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},"

@@ -57,11 +57,15 @@ static pid_t spawn(struct server *s, const char *const *argv)
 {
     char path[96];
     snprintf(path, sizeof path, "%s/log", s->dir);
+    /* Emptied before the fork: nobody may find the port of the server before in it. */
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid) return pid;
+    assert_true(fd >= 0 && pid >= 0);
+    if (pid) {
+        close(fd);
+        return pid;
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that dies leaves no server behind */
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     dup2(fd, 1);
     dup2(fd, 2);
     execv(s->binary, (char *const *)(uintptr_t)argv);
@@ -73,7 +77,7 @@ static int port_of(const struct server *s)
 {
     char *log = server_log(s), *p = strstr(log, "\"msg\":\"listening\"");
     int port = 0;
-    if (p && (p = strstr(p, "\"port\":"))) port = atoi(p + 7);
+    if (p && (p = strstr(p, "\"port\":"))) port = (int)strtol(p + 7, NULL, 10);
     free(log);
     return port;
 }
@@ -116,7 +120,7 @@ static void prepare(struct server *s)
     s->binary[n] = 0;
     /* BUILD/tests/KIND/NAME_test -> BUILD/graft */
     for (int i = 0; i < 3; i++) *strrchr(s->binary, '/') = 0;
-    strcat(s->binary, "/graft");
+    memcpy(s->binary + strlen(s->binary), "/graft", sizeof "/graft");
 }
 
 void server_start(struct server *s, const char *const *args)
@@ -241,6 +245,13 @@ const char *answer_header(const struct answer *a, const char *name)
     return NULL;
 }
 
+long answer_number(const struct answer *a, const char *name)
+{
+    const char *v = answer_header(a, name);
+    assert_non_null(v);
+    return strtol(v, NULL, 10);
+}
+
 json_t *answer_get(const struct answer *a, const char *path)
 {
     json_t *v = a->json;
@@ -248,7 +259,7 @@ json_t *answer_get(const struct answer *a, const char *path)
     while (*path && v) {
         size_t n = strcspn(path, ".");
         snprintf(key, sizeof key, "%.*s", (int)n, path);
-        v = json_is_array(v) ? json_array_get(v, (size_t)atoi(key)) : json_object_get(v, key);
+        v = json_is_array(v) ? json_array_get(v, strtoul(key, NULL, 10)) : json_object_get(v, key);
         path += n + (path[n] == '.');
     }
     return v;
@@ -424,7 +435,8 @@ void server_raw(struct server *s, const char *bytes, size_t n, struct raw *out)
     }
     out->closed = drain(fd, out->text, sizeof out->text, &got);
     out->replies = count_replies(out->text);
-    if (got && !strncmp(out->text, "HTTP/1.1 ", 9)) out->status = atoi(out->text + 9);
+    if (got && !strncmp(out->text, "HTTP/1.1 ", 9))
+        out->status = (int)strtol(out->text + 9, NULL, 10);
     if (!out->closed) {
         size_t more = 0;
         char reply[4096] = "";

@@ -40,6 +40,7 @@ struct answer {
 void answer_clear(struct answer *a);
 /* A header's value in a static buffer, NULL if absent. */
 const char *answer_header(const struct answer *a, const char *name);
+long answer_number(const struct answer *a, const char *name); /* of a header that must be there */
 /* By path: "error.code", "data.0.id". NULL if there is no such thing. */
 json_t *answer_get(const struct answer *a, const char *path);
 const char *answer_str(const struct answer *a, const char *path); /* NULL if not a string */

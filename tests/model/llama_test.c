@@ -71,7 +71,10 @@ static void open_golden(struct golden *g, const char *name, bool trained, struct
 
 static void close_golden(struct golden *g)
 {
-    batch_clear(&g->batch);
+    mem_free(g->batch.ids);
+    mem_free(g->batch.target);
+    mem_free(g->batch.pos);
+    mem_free(g->batch.range);
     exec_free(g->exec);
     graphs_clear(&g->graphs);
     model_free(g->model);

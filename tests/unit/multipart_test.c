@@ -68,7 +68,8 @@ static const char body[] = "ignored preamble\r\n"
                            "Content-Disposition: form-data; name=\"expires_after[anchor]\"\r\n\r\n"
                            "created_at\r\n"
                            "--XyZ \t\r\n"
-                           "content-disposition:form-data; filename=\"a b;%22c\\\".jsonl\"; name=file\r\n"
+                           "content-disposition:form-data; filename=\"a b;%22c\\\".jsonl\"; "
+                           "name=file\r\n"
                            "Content-Type: multipart/mixed; boundary=q\r\n\r\n"
                            "\r\n--XyY\r\r\n--Xy\r\n--q\r\nhello\r\n\r\n"
                            "--XyZ\r\n"
@@ -181,8 +182,8 @@ static void a_file_name_cannot_forge_a_field_name(void **state)
     (void)state;
     struct err e = ERR_INIT;
     struct seen s = {0};
-    static const char b[] = "--XyZ\r\nContent-Disposition: form-data; filename=\"a name=\\\"x\\\"\"; "
-                            "name=\"file\"\r\n\r\n\r\n--XyZ--";
+    static const char b[] = "--XyZ\r\nContent-Disposition: form-data; "
+                            "filename=\"a name=\\\"x\\\"\"; name=\"file\"\r\n\r\n\r\n--XyZ--";
     assert_int_equal(feed(&s, TYPE, b, sizeof b - 1, 10, 10, &e), 0);
     assert_string_equal(buf_str(&s.b), "<file|a name=\"x\"|>");
     buf_clear(&s.b);

@@ -351,7 +351,7 @@ static void errors_have_the_shape_of_their_route(void **state)
     err_set(&e, E_NOTFOUND, "no\nsuch");
     reply_fail(&o, 404, "EntryNotFound");
     reply_error(&o, &r, &e);
-    assert_string_equal(o.bytes, "{\"error\":\"no\\nsuch\"}");
+    assert_string_equal(o.bytes, "{\"error\":\"no such\"}");
     assert_string_equal(header_of(&o, "X-Error-Code"), "EntryNotFound");
     assert_string_equal(header_of(&o, "X-Error-Message"), "no such");
     reply_clear(&o);

@@ -45,10 +45,12 @@ static int play(const char *kind)
     if (str_eq(kind, "garbage")) return printf("not json") < 0;
     if (str_eq(kind, "wrong")) return printf("{\"error\": {\"code\": 99}}") < 0;
     if (str_eq(kind, "nomem"))
-        return printf("{\"error\": {\"code\": %d, \"message\": \"x\", \"param\": \"\"}}", E_NOMEM) < 0;
+        return printf("{\"error\": {\"code\": %d, \"message\": \"x\", \"param\": \"\"}}",
+                      E_NOMEM) < 0;
     if (str_eq(kind, "error"))
-        return printf("{\"error\": {\"code\": %d, \"message\": \"folder /proc/self/fd/3: cannot read "
-                      "/proc/self/fd/3/a.json\", \"param\": \"a.b\"}}", E_NOTFOUND) < 0;
+        return printf("{\"error\": {\"code\": %d, \"message\": "
+                      "\"folder /proc/self/fd/3: cannot read /proc/self/fd/3/a.json\", "
+                      "\"param\": \"a.b\"}}", E_NOTFOUND) < 0;
     if (str_eq(kind, "cpu")) {
         struct rlimit l = {1, 1};
         setrlimit(RLIMIT_CPU, &l);
@@ -111,7 +113,7 @@ static void its_error_arrives_without_its_private_names(void **state)
     assert_string_equal(e.msg, "folder: cannot read a.json");
     assert_string_equal(e.param, "a.b");
     err_clear(&e);
-    assert_null(validate_file("/nonexistent", "jsonl", &e));
+    assert_null(validate_file("/proc/nonexistent", "jsonl", &e));
     assert_int_equal(e.code, E_NOTFOUND);
 }
 
