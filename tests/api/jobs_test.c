@@ -148,8 +148,8 @@ static void supervised_means_the_default_adapter(void **state)
     static const char *const bodies[] = {
         "", ", \"hyperparameters\": {\"n_epochs\": 1, \"batch_size\": \"auto\"}",
         ", \"method\": {\"type\": \"supervised\"}",
-        ", \"method\": {\"type\": \"supervised\", \"supervised\": {\"hyperparameters\": "
-        "{\"n_epochs\": \"auto\", \"learning_rate_multiplier\": 0.5}}}"};
+        (", \"method\": {\"type\": \"supervised\", \"supervised\": {\"hyperparameters\": "
+         "{\"n_epochs\": \"auto\", \"learning_rate_multiplier\": 0.5}}}")};
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         char id[64];
         create(bodies[i], id);
