@@ -1,8 +1,8 @@
 /* worker.h: the job process: `graft worker DIR --attempt N [--lock FD]`.
  *
  * Takes the lock DIR/lock (or gets it as FD from the runner), listens on
- * DIR/attempts/N/control.sock, runs the engine, writes attempts/N/exit.json and returns the exit
- * code. It knows nothing of HTTP and SQL, needs no server to go on, and treats SIGTERM as
+ * DIR/attempts/N/control.sock, runs the engine, writes attempts/N/exit.json and returns the
+ * exit code. It knows nothing of HTTP and SQL, needs no server to go on, and treats SIGTERM as
  * preemption (checkpoint, exit 50).
  *
  * Channel: the server sends a line {"attempt": N, "want": "none" | "pause" | "cancel"}; the worker
