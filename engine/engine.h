@@ -76,7 +76,7 @@ enum engine_exit engine_run(const char *dir, int attempt, const struct engine_ho
  * moments, activations, workspace}, "flops_per_step", "steps", "result_bytes"}. */
 json_t *engine_plan(const json_t *job, struct err *e);
 
-/* [{"name", "title", "paper", "kind", "inputs": [...], "schema": {JSON Schema}}], one per method. */
+/* [{"name", "title", "paper", "kind", "inputs": [...], "schema": {JSON Schema}}], per method. */
 json_t *engine_methods(struct err *e);
 
 /* Checks `settings` (an object, may be NULL: all defaults; the string "auto" stands for a

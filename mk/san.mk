@@ -2,12 +2,15 @@
 # tests that start threads under the thread sanitizer. Builds apart from the others.
 ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 TSAN_FLAGS := -fsanitize=thread -fno-omit-frame-pointer
-# Too slow under a sanitizer, or about the speed or memory of the plain build.
-SAN_SKIP   :=
+# validate_test: its child is to die of a signal, which a sanitizer turns into an exit.
+SAN_SKIP   := tests/unit/validate_test
+# llama_grad_test: minutes under this one, and nothing but the kernels that kernel_test runs.
+TSAN_SKIP  := $(SAN_SKIP) tests/unit/llama_grad_test
 SAN_TESTS  := $(filter-out $(SAN_SKIP),$(patsubst %.c,%,$(wildcard tests/unit/*_test.c tests/op/*_test.c)))
 # Whoever names a pool, a thread or the service, and the kernels (which run on 7 threads).
-TSAN_TESTS := $(patsubst %.c,%,$(shell grep -lE 'base/pool\.h|pthread\.h|core/exec\.h|"service/' \
-                tests/unit/*_test.c 2>/dev/null)) tests/op/kernel_test
+TSAN_TESTS := $(filter-out $(TSAN_SKIP),$(patsubst %.c,%,$(shell \
+                grep -lE 'base/pool\.h|pthread\.h|core/exec\.h|"service/' tests/unit/*_test.c))) \
+              tests/op/kernel_test
 
 # Options for the run: mem_* asks for too much on purpose and expects NULL. No
 # detect_stack_use_after_return: gcc 12 misaligns vectors on its fake stack (gcc bug 110027).

@@ -7,7 +7,7 @@
 #include "engine/base/str.h"
 #include "service/lockfile.h"
 
-#include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -42,19 +42,16 @@ static void stem_of(const char *path, char out[64])
 /* The path in o[key], made absolute; null and absent stay. */
 static int absolute(json_t *o, const char *key, const char *base, struct err *e)
 {
-    char joined[FS_PATH_MAX];
+    char joined[FS_PATH_MAX], full[PATH_MAX];
     const char *path = json_string_value(json_object_get(o, key));
     if (!path) return 0;
     if (path[0] == '/' ? !str_copy(joined, sizeof joined, path) : fs_join(joined, base, path, e))
         return err_set(e, E_LIMIT, "the path in %s is too long", key);
-    char *full = realpath(joined, NULL);
-    if (!full) {
+    if (!realpath(joined, full)) {
         err_sys(e, "cannot open %s", joined);
         return err_param(e, "%s", key);
     }
-    int rc = jx_set(o, key, jx_pack(e, "s", full), e);
-    free(full); /* realpath's own */
-    return rc;
+    return jx_set(o, key, jx_pack(e, "s", full), e);
 }
 
 /* Stores a default under key if there is nothing or null. Takes value. */

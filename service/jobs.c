@@ -516,7 +516,7 @@ static int inspect(struct service *s, const char *id, struct err *why, struct er
     json_t *model;
     if (service_job_dir(s, id, dir, e) || fs_join(at, dir, "job.json", e)) return -1;
     json_t *job = jx_load_file(at, 4 << 20, why);
-    int rc = job ? 0 : why->code == E_NOMEM ? -1 : 1;
+    int rc = job ? 0 : why->code == E_NOTFOUND || why->code == E_FORMAT ? 1 : -1;
     if (rc < 0) *e = *why;
     for (int i = 0; rc == 0 && i < 2; i++) {
         path = json_string_value(json_object_get(job, inputs[i]));

@@ -2,7 +2,6 @@
 
 #include "engine/base/buf.h"
 #include "engine/base/clock.h"
-#include "engine/base/fault.h"
 #include "engine/base/fs.h"
 
 #include <errno.h>
@@ -12,8 +11,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
-
-enum { WAIT_MS = 5000 };
 
 int64_t lockfile_process_start(pid_t pid)
 {
@@ -43,12 +40,11 @@ static int open_lock(const char *job_dir, int flags, struct err *e)
     return fs_open(path, flags | O_NOFOLLOW, 0600, e);
 }
 
-int lockfile_take(const char *job_dir, int attempt, struct err *e)
+int lockfile_reserve(const char *job_dir, int wait_ms, struct err *e)
 {
-    char text[96];
     int fd = open_lock(job_dir, O_RDWR | O_CREAT, e);
     if (fd < 0) return -1;
-    int64_t until = clock_boot_ms() + WAIT_MS;
+    int64_t until = clock_boot_ms() + wait_ms;
     while (flock(fd, LOCK_EX | LOCK_NB)) {
         if (errno == EWOULDBLOCK && clock_boot_ms() < until) {
             clock_sleep_ms(20);
@@ -61,12 +57,23 @@ int lockfile_take(const char *job_dir, int attempt, struct err *e)
         fs_close(fd);
         return -1;
     }
-    (void)CRASHPOINT("worker.locked_without_name");
+    return fd;
+}
+
+int lockfile_sign(int fd, int attempt, struct err *e)
+{
+    char text[96];
     /* Always of the same length, so that it replaces the name of the holder before. */
     int n = snprintf(text, sizeof text, "%-10d %-20lld %-10d\n", (int)getpid(),
                      (long long)lockfile_process_start(getpid()), attempt);
-    if (fs_write_all(fd, text, (size_t)n, e)) {
-        err_wrap(e, "%s/lock", job_dir);
+    if (lseek(fd, 0, SEEK_SET) < 0) return err_sys(e, "the job's lock");
+    return fs_write_all(fd, text, (size_t)n, e);
+}
+
+int lockfile_take(const char *job_dir, int attempt, struct err *e)
+{
+    int fd = lockfile_reserve(job_dir, 5000, e);
+    if (fd >= 0 && lockfile_sign(fd, attempt, e)) {
         fs_close(fd);
         return -1;
     }

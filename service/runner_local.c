@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { KILL_WAIT_MS = 5000 };
+enum { KILL_WAIT_MS = 5000, NAME_WAIT_MS = 5000, CHILD_LOCK = 3 };
 
 /* --- processes ------------------------------------------------------------------------------ */
 
@@ -65,7 +65,7 @@ static int attempt_dir(const struct runner_worker *w, char out[FS_PATH_MAX], str
 static int settle_holder(struct runner_worker *w, int *pidfd, struct err *e)
 {
     struct lockfile l;
-    int64_t until = clock_boot_ms() + 1000;
+    int64_t until = clock_boot_ms() + NAME_WAIT_MS;
     for (;;) {
         if (lockfile_look(w->job_dir, &l, e)) return -1;
         w->began = w->began || l.attempt == w->attempt;
@@ -83,7 +83,7 @@ static int settle_holder(struct runner_worker *w, int *pidfd, struct err *e)
             close(fd);
             return rc;
         }
-        /* It has taken the lock but not yet written its name, or is just going. */
+        /* It has inherited the lock but not yet written its name, or is just going. */
         if (clock_boot_ms() > until)
             return err_set(e, E_TIMEOUT, "the lock of job %s is held by an unknown process",
                            w->job_id);
@@ -96,8 +96,8 @@ static int settle_holder(struct runner_worker *w, int *pidfd, struct err *e)
 struct launch {
     char program[FS_PATH_MAX], attempt[16];
     char threads[64], blas[64], crash[256], fault[256];
-    char *argv[6], *env[8];
-    int log_fd;
+    char *argv[8], *env[8];
+    int log_fd, lock_fd;
 };
 
 /* Only the child's own settings: the server's environment (keys!) stays behind. Tests hand faults
@@ -134,11 +134,20 @@ static int prepare(struct launch *l, const struct config *c, const struct runner
     str_copy(l->program, sizeof l->program, *c->worker_path ? c->worker_path : "/proc/self/exe");
     snprintf(l->attempt, sizeof l->attempt, "%d", w->attempt);
     char *argv[] = {l->program, (char *)(uintptr_t)"worker", (char *)(uintptr_t)w->job_dir,
-                    (char *)(uintptr_t)"--attempt", l->attempt, NULL};
+                    (char *)(uintptr_t)"--attempt", l->attempt, (char *)(uintptr_t)"--lock",
+                    (char *)(uintptr_t)"3", NULL};
     memcpy(l->argv, argv, sizeof argv);
     make_environment(l, c);
     l->log_fd = fs_open(log, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0600, e);
-    return l->log_fd < 0 ? -1 : 0;
+    if (l->log_fd < 0) return -1;
+    l->lock_fd = lockfile_reserve(w->job_dir, 0, e);
+    return l->lock_fd < 0 ? -1 : 0;
+}
+
+static void clear_launch(struct launch *l)
+{
+    fs_close(l->log_fd);
+    fs_close(l->lock_fd);
 }
 
 /* Between fork and exec of a process with threads: system calls only. */
@@ -154,7 +163,10 @@ static void become_worker(const struct launch *l)
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     if (null < 0 || dup2(null, 0) < 0 || dup2(l->log_fd, 1) < 0 || dup2(l->log_fd, 2) < 0)
         _exit(126);
-    close_range(3, ~0u, 0);
+    /* dup2 onto itself would leave the descriptor to be closed by exec. */
+    if (l->lock_fd == CHILD_LOCK ? fcntl(CHILD_LOCK, F_SETFD, 0) : dup2(l->lock_fd, CHILD_LOCK) < 0)
+        _exit(126);
+    close_range(CHILD_LOCK + 1, ~0u, 0);
     sigprocmask(SIG_SETMASK, &mask, NULL);
     execve(l->program, l->argv, l->env);
     _exit(127);
@@ -162,21 +174,24 @@ static void become_worker(const struct launch *l)
 
 static int local_start(const struct config *c, struct runner_worker *w, struct err *e)
 {
-    struct launch l = {.log_fd = -1};
+    struct launch l = {.log_fd = -1, .lock_fd = -1};
     int pidfd = -1, rc = settle_holder(w, &pidfd, e);
     if (rc < 0) return -1;
     if (rc == 1) {
         close(pidfd);
         return err_set(e, E_CONFLICT, "attempt %d of %s runs already", w->attempt, w->job_id);
     }
-    if (prepare(&l, c, w, e)) return -1;
+    if (prepare(&l, c, w, e)) {
+        clear_launch(&l);
+        return -1;
+    }
     if (CRASHPOINT("runner.before_fork")) {
-        fs_close(l.log_fd);
+        clear_launch(&l);
         return err_set(e, E_IO, "injected failure");
     }
     pid_t pid = fault_hit(FAULT_THREAD) ? -1 : fork();
     if (pid == 0) become_worker(&l);
-    fs_close(l.log_fd);
+    clear_launch(&l);
     if (pid < 0) return err_sys(e, "cannot start a process");
     (void)CRASHPOINT("runner.forked");
     w->pid = pid;

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 enum { LOCK_WAIT_MS = 1000 };
 
@@ -71,6 +72,7 @@ struct service *service_open(const struct config *config, const struct engine_ca
     s->config = config;
     s->engine = engine;
     s->lock_fd = -1;
+    umask(077); /* whatever this process writes is for nobody else, the database included */
     s->started_ms = clock_boot_ms();
     if (open_parts(s, e)) {
         service_close(s);

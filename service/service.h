@@ -1,7 +1,7 @@
 /* service.h: everything that lives as long as the server process, behind one handle.
  *
- * service_open() locks the data folder (one server per folder), opens database and blobs, and
- * sweeps up what a crash left behind; service_start() starts the supervisor thread that runs jobs.
+ * service_open() locks the data folder (one server per folder), sets the umask to 077, opens
+ * database and blobs, and sweeps up what a crash left behind; service_start() starts the supervisor thread that runs jobs.
  * Handlers pass the handle to files_*, jobs_*, models_* and events_*; all of those may be called
  * from any thread at any time between open and close. JSON out-parameters are new references and
  * are written only on success.

@@ -221,9 +221,12 @@ static void write_exit(struct worker *w, enum engine_exit code, const struct err
 static int parse(int argc, char **argv, struct worker *w, struct err *e)
 {
     int64_t n = 0;
-    bool ok = argc == 4 && str_eq(argv[2], "--attempt") && str_int64(argv[3], &n) && n > 0 &&
-              n < 1000000;
-    if (!ok) return err_set(e, E_ARG, "usage: graft worker DIR --attempt N");
+    int64_t fd = -1;
+    bool ok = (argc == 4 || argc == 6) && str_eq(argv[2], "--attempt") &&
+              str_int64(argv[3], &n) && n > 0 && n < 1000000;
+    if (ok && argc == 6) ok = str_eq(argv[4], "--lock") && str_int64(argv[5], &fd) && fd > 2;
+    if (!ok) return err_set(e, E_ARG, "usage: graft worker DIR --attempt N [--lock DESCRIPTOR]");
+    w->lock_fd = (int)fd;
     char name[32];
     snprintf(name, sizeof name, "attempts/%d", (int)n);
     w->dir = argv[1];
@@ -236,8 +239,11 @@ static int take_job(struct worker *w, struct err *e)
 {
     char path[FS_PATH_MAX];
     if (fs_mkdirs(w->attempt_dir, e)) return -1;
-    (void)CRASHPOINT("worker.before_lock");
-    w->lock_fd = lockfile_take(w->dir, w->attempt, e);
+    (void)CRASHPOINT("worker.without_name");
+    if (w->lock_fd < 0)
+        w->lock_fd = lockfile_take(w->dir, w->attempt, e);
+    else if (lockfile_sign(w->lock_fd, w->attempt, e))
+        return -1;
     if (w->lock_fd < 0) return -1;
     (void)CRASHPOINT("worker.locked");
     if (fs_join(path, w->attempt_dir, "exit.json", e)) return -1;

@@ -1,6 +1,6 @@
-/* worker.h: the job process: `graft worker DIR --attempt N`.
+/* worker.h: the job process: `graft worker DIR --attempt N [--lock FD]`.
  *
- * Takes the lock DIR/lock, listens on DIR/attempts/N/control.sock, runs the engine, writes
+ * Takes the lock DIR/lock (or gets it as FD from the runner), listens on DIR/attempts/N/control.sock, runs the engine, writes
  * attempts/N/exit.json and returns the exit code. It knows nothing of HTTP and SQL, needs no
  * server to go on, and treats SIGTERM as preemption (checkpoint, exit 50).
  *

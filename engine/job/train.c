@@ -78,18 +78,27 @@ static int update(struct trainer *t, struct err *e)
     return 0;
 }
 
+/* Something was not a number: the same passes once more, looking after each operation, so that
+ * the message can name the first one that made it so. Nothing has been updated. */
+static int find_culprit(struct trainer *t, int64_t n, struct err *e)
+{
+    struct exec *x = t->r->session.exec;
+    x->check = true;
+    int rc = forward_backward(t, n, e);
+    x->check = false;
+    if (!rc) err_set(e, E_NUMERIC, "the loss is %g, the gradient's norm %g", t->loss, t->norm);
+    return err_wrap(e, "step %lld (a lower learning rate may help)",
+                    (long long)t->r->state.step + 1);
+}
+
 static int step(struct trainer *t, struct err *e)
 {
     struct run_state *s = &t->r->state;
     int64_t n = schedule_rows(&t->r->schedule, s->step, t->rows);
     if (forward_backward(t, n, e)) return err_wrap(e, "step %lld", (long long)s->step + 1);
-    if (!isfinite(t->loss))
-        return err_set(e, E_NUMERIC, "the loss is %g at step %lld: lower the learning rate",
-                       t->loss, (long long)s->step + 1);
+    if (!isfinite(t->loss)) return find_culprit(t, n, e);
     if (update(t, e)) return err_wrap(e, "step %lld", (long long)s->step + 1);
-    if (!isfinite(t->norm))
-        return err_set(e, E_NUMERIC, "the gradient's norm is %g at step %lld", t->norm,
-                       (long long)s->step + 1);
+    if (!isfinite(t->norm)) return find_culprit(t, n, e);
     s->step++;
     s->train_loss = t->loss;
     return 0;

@@ -145,6 +145,36 @@ static int lora_load(struct adaptation *a, const char *dir, struct err *e)
     return 0;
 }
 
+static const char *last_part(const struct site *s)
+{
+    const char *dot = strrchr(s->path, '.');
+    return dot ? dot + 1 : s->path;
+}
+
+/* Fills targets[] with what selects exactly the adapted sites: last parts of paths, as people and
+ * other tools write them, or else full paths. */
+static int pick_targets(const struct lora *l, const struct model *m, const char **targets)
+{
+    int n = 0;
+    for (int i = 0; i < m->nsites; i++) {
+        bool listed = false;
+        if (!l->pairs[i].A) continue;
+        for (int k = 0; k < n && !listed; k++) listed = str_eq(targets[k], last_part(&m->sites[i]));
+        if (!listed) targets[n++] = last_part(&m->sites[i]);
+    }
+    for (int i = 0; i < m->nsites; i++) {
+        if (l->pairs[i].A) continue;
+        for (int k = 0; k < n; k++)
+            if (str_eq(targets[k], last_part(&m->sites[i]))) goto full;
+    }
+    return n;
+full:
+    n = 0;
+    for (int i = 0; i < m->nsites; i++)
+        if (l->pairs[i].A) targets[n++] = m->sites[i].path;
+    return n;
+}
+
 static int lora_save(const struct adaptation *a, const char *dir, const char *base_id,
                      struct err *e)
 {
@@ -157,13 +187,13 @@ static int lora_save(const struct adaptation *a, const char *dir, const char *ba
     for (int i = 0; i < m->nsites; i++) {
         const struct site *s = &m->sites[i];
         if (!l->pairs[i].A) continue;
-        modules[n] = (struct peft_module){s->path, s->in, s->out, l->pairs[i].A->data,
-                                          l->pairs[i].B->data};
-        targets[n++] = s->path; /* full paths select these modules and no other */
+        modules[n++] = (struct peft_module){s->path, s->in, s->out, l->pairs[i].A->data,
+                                            l->pairs[i].B->data};
     }
     struct peft_adapter f = {.base_model = base_id, .task_type = "CAUSAL_LM", .r = l->r,
                              .alpha = l->alpha, .dropout = l->dropout, .targets = targets,
-                             .ntargets = n, .modules = modules, .nmodules = n};
+                             .ntargets = pick_targets(l, m, targets), .modules = modules,
+                             .nmodules = n};
     rc = peft_write(dir, &f, e);
 out:
     mem_free(modules);

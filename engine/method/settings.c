@@ -57,8 +57,8 @@ static const char shared[] =
 "  \"description\": \"How messages become text; auto: the one that the model's folder names.\"},"
 " \"samples\": {\"type\": \"array\", \"items\": {\"type\": \"string\"}, \"maxItems\": 8,"
 "  \"default\": [], \"description\": \"Prompts answered before and after training.\"},"
-" \"sample_max_tokens\": {\"type\": \"integer\", \"minimum\": 1, \"maximum\": 4096, \"default\": 64,"
-"  \"description\": \"The longest sample answer.\"}}";
+" \"sample_max_tokens\": {\"type\": \"integer\", \"minimum\": 1, \"maximum\": 4096,"
+"  \"default\": 64, \"description\": \"The longest sample answer.\"}}";
 
 json_t *settings_schema(const char *own, struct err *e)
 {

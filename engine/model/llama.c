@@ -152,7 +152,8 @@ static int attention(const struct pass *p, const struct block *b, int64_t layer,
         v = op_kv_store(p->t, tape_param(p->t, kv[1], SLOT_DATA), v, p->io->pos);
     }
     int o = op_attn(p->t, q, k, v, p->io->range, (float)(1.0 / sqrt((double)c->head_dim)));
-    return tape_reshape(p->t, o, 2, (int64_t[]){p->s->B * p->s->T, c->num_attention_heads * c->head_dim});
+    int64_t rows = p->s->B * p->s->T, width = c->num_attention_heads * c->head_dim;
+    return tape_reshape(p->t, o, 2, (int64_t[]){rows, width});
 }
 
 static int block(const struct pass *p, const struct block *b, int64_t layer, int x)

@@ -249,17 +249,15 @@ static int check(const struct tok *t, struct render *r, const struct chat_messag
 }
 
 /* An id is trained if any byte it stands for lies in a span. Spans and ids are both in order. */
-static int mark_trained(const struct render *r, const struct ids *from, const struct ids *last,
+static int mark_trained(const struct render *r, const struct tok_spans *spans,
                         struct ids *trained, struct err *e)
 {
     int k = 0;
     int64_t before = trained->n;
-    for (int64_t i = 0; i < from->n; i++) {
-        bool yes = false;
-        if (from->v[i] >= 0) {
-            while (k < r->nspan && r->span[k].end <= (size_t)from->v[i]) k++;
-            yes = k < r->nspan && (size_t)last->v[i] >= r->span[k].start;
-        }
+    for (int64_t i = 0; i < spans->first.n; i++) {
+        int32_t first = spans->first.v[i], last = spans->last.v[i];
+        while (first >= 0 && k < r->nspan && r->span[k].end <= (size_t)first) k++;
+        bool yes = first >= 0 && k < r->nspan && (size_t)last >= r->span[k].start;
         if (ids_push(trained, yes, e)) {
             trained->n = before;
             return -1;
@@ -272,7 +270,7 @@ int chat_encode(const struct tok *t, enum chat_template c, const struct chat_mes
                 bool generation, struct ids *out, struct ids *trained, struct err *e)
 {
     struct render r = {.style = &styles[c >= 0 && c < CHAT_COUNT ? c : CHAT_NONE]};
-    struct ids from = {0}, last = {0};
+    struct tok_spans spans = {0};
     int64_t before = out->n;
     int rc = -1;
     buf_init(&r.text, TOK_TEXT_MAX);
@@ -285,16 +283,15 @@ int chat_encode(const struct tok *t, enum chat_template c, const struct chat_mes
         render_turns(&r, m, n, generation);
     }
     if (buf_ok(&r.text, e)) goto out;
-    if (tok_encode_spans(t, buf_str(&r.text), r.text.len, r.style->special, out, &from, &last, e))
+    if (tok_encode_spans(t, buf_str(&r.text), r.text.len, r.style->special, out, &spans, e))
         goto out;
-    if (trained && mark_trained(&r, &from, &last, trained, e)) {
+    if (trained && mark_trained(&r, &spans, trained, e)) {
         out->n = before;
         goto out;
     }
     rc = 0;
 out:
-    ids_clear(&from);
-    ids_clear(&last);
+    tok_spans_clear(&spans);
     buf_clear(&r.text);
     mem_free(r.span);
     return rc;

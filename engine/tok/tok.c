@@ -225,14 +225,16 @@ static int cut_text(const struct tok *t, const char *text, size_t n, struct work
     return pretok_run(&t->pretok, &w->a, &w->b, &w->parts, &w->scan, e);
 }
 
-/* The three lists of tok_encode_spans; from and last may be NULL. */
+/* Where ids go; spans may be NULL. */
 struct sink {
-    struct ids *out, *from, *last;
+    struct ids *out;
+    struct tok_spans *spans;
 };
 
-static int put(struct sink *s, int32_t id, int32_t from, int32_t last, struct err *e)
+static int put(struct sink *s, int32_t id, int32_t first, int32_t last, struct err *e)
 {
-    if (s->from && (ids_push(s->from, from, e) || ids_push(s->last, last, e))) return -1;
+    struct tok_spans *p = s->spans;
+    if (p && (ids_push(&p->first, first, e) || ids_push(&p->last, last, e))) return -1;
     return ids_push(s->out, id, e);
 }
 
@@ -278,21 +280,26 @@ out:
 }
 
 int tok_encode_spans(const struct tok *t, const char *text, size_t n, bool special,
-                     struct ids *out, struct ids *from, struct ids *last, struct err *e)
+                     struct ids *out, struct tok_spans *spans, struct err *e)
 {
-    struct sink s = {out, from, last};
-    int64_t before[3] = {out->n, from ? from->n : 0, last ? last->n : 0};
+    struct sink s = {out, spans};
+    int64_t before = out->n, spans_before = spans ? spans->first.n : 0;
     if (!encode(t, text, n, special, &s, e)) return 0;
-    out->n = before[0];
-    if (from) from->n = before[1];
-    if (last) last->n = before[2];
+    out->n = before;
+    if (spans) spans->first.n = spans->last.n = spans_before;
     return -1;
+}
+
+void tok_spans_clear(struct tok_spans *s)
+{
+    ids_clear(&s->first);
+    ids_clear(&s->last);
 }
 
 int tok_encode(const struct tok *t, const char *text, size_t n, bool special, struct ids *out,
                struct err *e)
 {
-    return tok_encode_spans(t, text, n, special, out, NULL, NULL, e);
+    return tok_encode_spans(t, text, n, special, out, NULL, e);
 }
 
 int tok_decode(const struct tok *t, const int32_t *ids, int64_t n, bool skip_special,

@@ -40,11 +40,16 @@ void tok_free(struct tok *t);
  * the library does. */
 int tok_encode(const struct tok *t, const char *text, size_t n, bool special, struct ids *out,
                struct err *e);
-/* The same, and for each id the bytes of the text it stands for: `from` the first byte of its first
- * character, `last` the first byte of its last one; -1 for ids that the post-processor adds. Where
- * normalisation has moved text these are the origins that the library reports. */
+/* What of the text each id stands for: the first byte of its first character and of its last one;
+ * -1 for ids that the post-processor adds. Where normalisation has moved text these are the origins
+ * that the library reports. */
+struct tok_spans {
+    struct ids first, last;
+};
+/* tok_encode, and appends as many spans. */
 int tok_encode_spans(const struct tok *t, const char *text, size_t n, bool special,
-                     struct ids *out, struct ids *from, struct ids *last, struct err *e);
+                     struct ids *out, struct tok_spans *spans, struct err *e);
+void tok_spans_clear(struct tok_spans *s);
 /* Appends the text of the ids; bytes that are not UTF-8 become U+FFFD as in the library. */
 int tok_decode(const struct tok *t, const int32_t *ids, int64_t n, bool skip_special,
                struct buf *out, struct err *e);

@@ -480,7 +480,7 @@ static void a_worker_may_die_or_hang_at_every_point(void **state)
 {
     (void)state;
     static const char *const points[] = {
-        "worker.before_lock", "worker.locked_without_name", "worker.locked", "worker.listening",
+        "worker.without_name", "worker.locked", "worker.listening",
         "worker.progress", "worker.before_exit_json", "worker.after_exit_json", "fs.file_written",
         "fs.file_synced", "fs.file_renamed", "fs.dir_before_manifest", "fs.dir_before_rename",
         "fs.dir_renamed"};

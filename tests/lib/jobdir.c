@@ -119,15 +119,15 @@ int jobdir_column(const char *dir, const char *name, double *out, int most)
 {
     struct err e = ERR_INIT;
     struct buf b;
-    char path[FS_PATH_MAX], *save = NULL;
+    char path[FS_PATH_MAX];
     int n = 0, column = 0;
     OK(fs_join(path, dir, "result/metrics.csv", &e));
     buf_init(&b, 1 << 20);
     OK(fs_read_file(path, &b, &e));
-    char *line = strtok_r(b.data, "\n", &save);
+    const char *line = buf_str(&b);
     while (strncmp(field(line, column), name, strlen(name)) != 0) column++;
-    while ((line = strtok_r(NULL, "\n", &save)) && n < most)
-        if (atoi(line) > 0) out[n++] = strtod(field(line, column), NULL);
+    while ((line = strchr(line, '\n')) && *++line && n < most)
+        if (strtol(line, NULL, 10) > 0) out[n++] = strtod(field(line, column), NULL);
     buf_clear(&b);
     return n;
 }

@@ -1,5 +1,5 @@
-/* engine/method: LoRA and full fine-tuning against PyTorch and PEFT (golden/make_golden.py), and the
- * rules of settings and targets. */
+/* engine/method: LoRA and full fine-tuning against PyTorch and PEFT (golden/make_golden.py), and
+ * the rules of settings and targets. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -331,7 +331,8 @@ static void a_published_folder_notices_every_change(void **state)
 static void unsafe_names_are_refused(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", ".", "..", "../x", "a/b", ".hidden", "a b", "a\n", "\xc3\xa9"};
+    static const char *const bad[] = {"", ".", "..", "../x", "a/b", ".hidden", "a b", "a\n",
+                                      "\xc3\xa9"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(fs_safe_name(bad[i]));
     assert_true(fs_safe_name("model-00001-of-00002.safetensors"));
 }

@@ -59,8 +59,13 @@ static void decode(const struct tok *t, const struct ids *ids, const struct ids 
     }
 }
 
+struct want {
+    bool generation;
+    const char *text, *said;
+};
+
 static void check_render(const struct tok *t, const char *name, const struct chat_message *m, int n,
-                         bool generation, const char *text, const char *said)
+                         struct want want)
 {
     struct err e = ERR_INIT;
     struct ids ids = {0}, trained = {0};
@@ -70,12 +75,13 @@ static void check_render(const struct tok *t, const char *name, const struct cha
     buf_init(&some, 1 << 16);
     assert_true(chat_parse(name, &c));
     assert_string_equal(chat_name(c), name);
-    if (chat_encode(t, c, m, n, generation, &ids, &trained, &e)) fail_msg("%s: %s", name, e.msg);
+    if (chat_encode(t, c, m, n, want.generation, &ids, &trained, &e))
+        fail_msg("%s: %s", name, e.msg);
     assert_int_equal(ids.n, trained.n);
     decode(t, &ids, NULL, &all);
     decode(t, &ids, &trained, &some);
-    assert_string_equal(buf_str(&all), text);
-    assert_string_equal(buf_str(&some), said);
+    assert_string_equal(buf_str(&all), want.text);
+    assert_string_equal(buf_str(&some), want.said);
     buf_clear(&all);
     buf_clear(&some);
     ids_clear(&ids);
@@ -88,29 +94,29 @@ static void each_template_renders_its_text_and_trains_what_the_model_says(void *
 {
     (void)state;
     struct tok *t = open_all();
-    check_render(t, "chatml", talk, 5, false,
+    check_render(t, "chatml", talk, 5, (struct want){false,
                  "<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\nOne?\n<|im_end|>\n"
                  "<|im_start|>assistant\n 1 <|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n"
-                 "<|im_start|>assistant\n2<|im_end|>\n", " 1 <|im_end|>|2<|im_end|>");
-    check_render(t, "qwen2", talk + 3, 1, true,
+                 "<|im_start|>assistant\n2<|im_end|>\n", " 1 <|im_end|>|2<|im_end|>"});
+    check_render(t, "qwen2", talk + 3, 1, (struct want){true,
                  "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-                 "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n", "");
-    check_render(t, "llama2", talk, 5, true,
+                 "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n", ""});
+    check_render(t, "llama2", talk, 5, (struct want){true,
                  "<s>[INST] <<SYS>>\n Be brief. \n<</SYS>>\n\nOne? [/INST] 1 </s>"
-                 "<s>[INST] Two? [/INST] 2 </s>", " 1 </s>| 2 </s>");
-    check_render(t, "llama3", talk, 4, true,
+                 "<s>[INST] Two? [/INST] 2 </s>", " 1 </s>| 2 </s>"});
+    check_render(t, "llama3", talk, 4, (struct want){true,
                  "<|begin_of_text|>" H("system") "Be brief.<|eot_id|>" H("user") "One?<|eot_id|>"
                  H("assistant") "1<|eot_id|>" H("user") "Two?<|eot_id|>" H("assistant"),
-                 "1<|eot_id|>");
-    check_render(t, "llama3.1", talk + 3, 2, false,
+                 "1<|eot_id|>"});
+    check_render(t, "llama3.1", talk + 3, 2, (struct want){false,
                  "<|begin_of_text|>" H("system") "Cutting Knowledge Date: December 2023\n"
                  "Today Date: 26 Jul 2024\n\n<|eot_id|>" H("user") "Two?<|eot_id|>" H("assistant")
-                 "2<|eot_id|>", "2<|eot_id|>");
-    check_render(t, "zephyr", talk + 3, 2, true,
-                 "<|user|>\nTwo?</s>\n<|assistant|>\n2</s>\n<|assistant|>\n", "2</s>");
-    check_render(t, "plain", talk, 5, true,
+                 "2<|eot_id|>", "2<|eot_id|>"});
+    check_render(t, "zephyr", talk + 3, 2, (struct want){true,
+                 "<|user|>\nTwo?</s>\n<|assistant|>\n2</s>\n<|assistant|>\n", "2</s>"});
+    check_render(t, "plain", talk, 5, (struct want){true,
                  "<|begin_of_text|>System:  Be brief. \nUser: One?\n\nAssistant:  1 </s>\n"
-                 "User: Two?\nAssistant: 2</s>\nAssistant:", "  1 </s>| 2</s>");
+                 "User: Two?\nAssistant: 2</s>\nAssistant:", "  1 </s>| 2</s>"});
     tok_free(t);
 }
 
@@ -125,7 +131,8 @@ static void without_an_end_token_the_line_end_of_plain_is_trained(void **state)
     char *text = jx_dump(root, &e);
     struct tok *t = tok_parse(text, strlen(text), &e);
     assert_non_null(t);
-    check_render(t, "plain", talk + 3, 2, false, "User: Two?\nAssistant: 2\n", " 2\n");
+    check_render(t, "plain", talk + 3, 2,
+                 (struct want){false, "User: Two?\nAssistant: 2\n", " 2\n"});
     mem_free(text);
     json_decref(root);
     tok_free(t);
@@ -139,9 +146,9 @@ static void an_answer_that_is_not_to_be_trained_is_not(void **state)
     memcpy(m, talk, sizeof m);
     m[2].train = false;
     m[3].train = true; /* means nothing for a user */
-    check_render(t, "zephyr", m + 1, 4, false,
+    check_render(t, "zephyr", m + 1, 4, (struct want){false,
                  "<|user|>\nOne?\n</s>\n<|assistant|>\n 1 </s>\n<|user|>\nTwo?</s>\n"
-                 "<|assistant|>\n2</s>\n", "2</s>");
+                 "<|assistant|>\n2</s>\n", "2</s>"});
     tok_free(t);
 }
 

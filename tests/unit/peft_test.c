@@ -79,7 +79,7 @@ static void the_config_has_exactly_the_agreed_keys(void **state)
     static const char want[] =
         "{\"peft_type\":\"LORA\",\"task_type\":\"CAUSAL_LM\",\"auto_mapping\":null,"
         "\"base_model_name_or_path\":\"default/llama\",\"revision\":null,\"inference_mode\":true,"
-        "\"r\":2,\"lora_alpha\":4,\"lora_dropout\":0.050000000000000003,\"bias\":\"none\","
+        "\"r\":2,\"lora_alpha\":4,\"lora_dropout\":0.05,\"bias\":\"none\","
         "\"fan_in_fan_out\":false,\"target_modules\":[\"q_proj\",\"v_proj\"],"
         "\"modules_to_save\":null,\"init_lora_weights\":true,\"use_rslora\":false,"
         "\"use_dora\":false,\"layers_to_transform\":null,\"layers_pattern\":null,"

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/fault.h"
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
@@ -303,6 +304,40 @@ static void older_and_more_urgent_jobs_come_first(void **state)
         assert_int_equal(queue_claim(&q, id, &attempt, &e), 1);
         assert_string_equal(id, order[i]);
     }
+    store_close(q.store);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Reading the history would take tens of milliseconds; a claim takes some tens of microseconds. */
+static void a_long_history_does_not_slow_claims(void **state)
+{
+    (void)state;
+    enum { N = 51 };
+    struct err e = ERR_INIT;
+    struct queue q = open_queue();
+    int64_t took[N];
+    assert_true(store_run(q.store, &e,
+                          "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE "
+                          "i < 100000) INSERT INTO jobs (id, created_at, model, training_file, "
+                          "method, settings, method_echo, seed, priority, max_attempts, result_id, "
+                          "state, finished_at) SELECT 'old-' || i, i, 'm', 'f', 'lora', '{}', "
+                          "'{}', 1, 0, 3, 'default/old-' || i, 'cancelled', i FROM c",
+                          "") > 0);
+    for (int i = 0; i < N; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "new-%d", i);
+        ready(&q, id);
+        int64_t start = clock_mono_ns();
+        assert_int_equal(claim(&q), 1);
+        took[i] = clock_mono_ns() - start;
+    }
+    qsort(took, N, sizeof *took, by_size);
+    assert_in_range(took[N / 2], 0, 5000000);
     store_close(q.store);
 }
 
@@ -672,6 +707,7 @@ int main(void)
         cmocka_unit_test(leases_expire_by_the_boot_clock_or_another_boot),
         cmocka_unit_test(waits_grow_fourfold_with_jitter),
         cmocka_unit_test(older_and_more_urgent_jobs_come_first),
+        cmocka_unit_test(a_long_history_does_not_slow_claims),
         cmocka_unit_test(the_database_itself_refuses_what_the_machine_forbids),
         cmocka_unit_test(every_interleaving_of_two_attempts_keeps_the_invariants),
         cmocka_unit_test(a_failing_call_changes_nothing_and_leaks_nothing),

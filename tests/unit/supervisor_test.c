@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static int begin(void **state)
 {
@@ -330,6 +331,49 @@ static void at_most_jobs_max_run_at_once(void **state)
     }
 }
 
+/* One failing call of the server, anywhere in the life of a job: the job succeeds all the same. */
+static void a_single_failure_of_the_server_costs_no_job(void **state)
+{
+    struct kit *k = *state;
+    static const enum fault_class classes[] = {FAULT_FILE, FAULT_SQL, FAULT_MEM, FAULT_SOCK,
+                                               FAULT_THREAD};
+    for (size_t c = 0; c < sizeof classes / sizeof *classes; c++) {
+        for (int64_t n = 1, before = 1; n < 4000; n += before, before = n - before) {
+            char id[64];
+            bool done = false;
+            kit_job(k, "{\"steps\": 6, \"step_ms\": 2}", id);
+            fault_arm(classes[c], n, false);
+            for (int i = 0; i < 4000 && !done; i++) {
+                struct err e = ERR_INIT;
+                json_t *job = jobs_get(k->service, id, &e); /* may itself be the one that fails */
+                const char *s = json_string_value(json_object_get(job, "status"));
+                done = s && strcmp(s, "succeeded") == 0;
+                if (s && strcmp(s, "failed") == 0) fail_msg("%s", json_dumps(job, 0));
+                json_decref(job);
+                clock_sleep_ms(3);
+            }
+            int64_t calls = fault_count(classes[c]);
+            fault_arm(classes[c], 0, false);
+            if (!done) fail_msg("class %d, call %d: the job hangs", (int)c, (int)n);
+            json_decref(kit_wait(k, id, "succeeded"));
+            if (calls < n) break;
+        }
+    }
+}
+
+static void two_servers_do_not_share_a_folder(void **state)
+{
+    struct kit *k = *state;
+    struct err e = ERR_INIT;
+    struct stat st;
+    char path[FS_PATH_MAX];
+    assert_null(service_open(&k->config, &fake_engine_calls, &e));
+    assert_int_equal(e.code, E_CONFLICT);
+    fs_join(path, k->config.data_dir, "graft.db", &e);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 077, 0); /* and nobody else reads it */
+}
+
 #define JOB(test) cmocka_unit_test_setup_teardown(test, begin, end)
 
 int main(int argc, char **argv)
@@ -350,6 +394,8 @@ int main(int argc, char **argv)
         JOB(failures_carry_the_workers_words),
         JOB(a_program_that_cannot_run_fails_the_job),
         JOB(at_most_jobs_max_run_at_once),
+        JOB(a_single_failure_of_the_server_costs_no_job),
+        JOB(two_servers_do_not_share_a_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

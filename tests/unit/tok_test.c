@@ -153,24 +153,24 @@ static void spans_cover_the_text(void **state)
     json_t *texts = load("texts", ".json");
     for (size_t k = 0; k < json_array_size(texts); k++) {
         struct err e = ERR_INIT;
-        struct ids out = {0}, from = {0}, last = {0};
+        struct ids out = {0};
+        struct tok_spans spans = {0};
         const char *s = json_string_value(json_array_get(texts, k));
-        assert_int_equal(tok_encode_spans(t, s, strlen(s), true, &out, &from, &last, &e), 0);
-        assert_int_equal(from.n, out.n);
-        assert_int_equal(last.n, out.n);
-        assert_int_equal(from.v[0], -1); /* <|begin_of_text|> */
+        assert_int_equal(tok_encode_spans(t, s, strlen(s), true, &out, &spans, &e), 0);
+        assert_int_equal(spans.first.n, out.n);
+        assert_int_equal(spans.last.n, out.n);
+        assert_int_equal(spans.first.v[0], -1); /* <|begin_of_text|> */
         size_t covered = 0;
         for (int64_t i = 1; i < out.n; i++) {
             uint32_t cp;
-            assert_in_range(from.v[i], 0, covered);
-            assert_true(last.v[i] >= from.v[i]);
-            size_t end = (size_t)last.v[i];
+            assert_in_range(spans.first.v[i], 0, covered);
+            assert_true(spans.last.v[i] >= spans.first.v[i]);
+            size_t end = (size_t)spans.last.v[i];
             covered = end + (size_t)str_utf8_next(s + end, strlen(s) - end, &cp);
         }
         assert_int_equal(covered, strlen(s));
         ids_clear(&out);
-        ids_clear(&from);
-        ids_clear(&last);
+        tok_spans_clear(&spans);
     }
     json_decref(texts);
     tok_free(t);
@@ -463,16 +463,16 @@ static const char mixed[] =
 /* Encodes and decodes; 0 or -1 with *e. */
 static int there_and_back(const struct tok *t, struct err *e)
 {
-    struct ids out = {0}, from = {0}, last = {0};
+    struct ids out = {0};
+    struct tok_spans spans = {0};
     struct buf back;
     buf_init(&back, 1 << 16);
-    int rc = tok_encode_spans(t, mixed, sizeof mixed - 1, true, &out, &from, &last, e);
-    if (rc) assert_int_equal(out.n + from.n + last.n, 0);
+    int rc = tok_encode_spans(t, mixed, sizeof mixed - 1, true, &out, &spans, e);
+    if (rc) assert_int_equal(out.n + spans.first.n + spans.last.n, 0);
     if (!rc) rc = tok_decode(t, out.v, out.n, true, &back, e);
     buf_clear(&back);
     ids_clear(&out);
-    ids_clear(&from);
-    ids_clear(&last);
+    tok_spans_clear(&spans);
     return rc;
 }
 

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 import philox
 
+torch.set_num_threads(1)  # tiny models: threads only wait for each other
+
 LORA_SITES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
