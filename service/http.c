@@ -34,12 +34,13 @@ enum {
     DISCARD_MAX = 64 << 20,     /* read and thrown away so that the client sees our error */
     STREAM_MAX = 1 << 20,       /* events waiting for one slow reader */
     STREAMS_MAX = 256,
-    LANE_QUEUE = 256
+    LANE_QUEUE = 256,
+    BACKLOG = 511
 };
 
-/* HEAD: the headers are not judged yet. BODY, DISCARD: reading. RUNNING: a lane thread has it.
- * READY: the reply is to be sent. SENT: the library owns what is left to do. */
-enum exchange_state { X_HEAD, X_BODY, X_DISCARD, X_RUNNING, X_READY, X_SENT };
+/* HEAD: the headers are not judged yet. BODY, DISCARD: reading. READY: the body is over; when the
+ * library calls next, the reply is there to be sent. */
+enum exchange_state { X_HEAD, X_BODY, X_DISCARD, X_READY };
 
 struct exchange {
     struct http *h;
@@ -79,8 +80,7 @@ struct http {
 void http_options_default(struct http_options *o)
 {
     *o = (struct http_options){
-        .address = "127.0.0.1",
-        .port = 8080,
+        .listener = -1,
         .threads = 4,
         .slow_threads = 4,
         .connections = 1024,
@@ -367,7 +367,6 @@ static void call_handler(struct exchange *x)
 {
     struct err e = ERR_INIT;
     if (x->r.match.route->handle(&x->r, &x->out, &e)) fail(x, &e);
-    x->state = X_READY;
 }
 
 static void call_in_lane(void *ctx)
@@ -378,29 +377,32 @@ static void call_in_lane(void *ctx)
     MHD_resume_connection(m);
 }
 
-/* The body is complete: runs the handler, here or on the lane. */
-static void dispatch(struct exchange *x)
+/* The body is complete: runs the handler, here or on the lane. True: the reply is ready. False: the
+ * exchange is a lane thread's until the library calls again, and must not be looked at. */
+static bool dispatch(struct exchange *x)
 {
     struct err e = ERR_INIT;
     conn_phase(x->conn, CONN_REPLY, 0);
-    if (x->state == X_DISCARD) {
-        x->state = X_READY;
-    } else if (close_body(x, &e)) {
+    bool refused = x->state == X_DISCARD;
+    x->state = X_READY;
+    if (refused) return true;
+    if (close_body(x, &e)) {
         fail(x, &e);
-        x->state = X_READY;
-    } else if (!(x->r.match.route->flags & ROUTE_SLOW)) {
+        return true;
+    }
+    if (!(x->r.match.route->flags & ROUTE_SLOW)) {
         call_handler(x);
-    } else {
-        x->state = X_RUNNING;
-        x->task = (struct lane_task){call_in_lane, x, NULL};
-        MHD_suspend_connection(x->mhd);
-        if (!lane_put(x->h->lane, &x->task, &e)) return;
+        return true;
+    }
+    x->task = (struct lane_task){call_in_lane, x, NULL};
+    MHD_suspend_connection(x->mhd);
+    if (lane_put(x->h->lane, &x->task, &e)) {
         reply_header(&x->out, &e, "retry-after-ms", "1000");
         reply_fail(&x->out, 503, "server_busy");
         fail(x, &e);
-        x->state = X_READY;
         MHD_resume_connection(x->mhd);
     }
+    return false;
 }
 
 /* ---- sending ---- */
@@ -507,7 +509,6 @@ static enum MHD_Result send_reply(struct exchange *x)
          MHD_add_response_header(m, "X-Content-Type-Options", "nosniff");
     if (x->close || atomic_load(&x->h->draining))
         ok = ok && MHD_add_response_header(m, "Connection", "close");
-    x->state = X_SENT;
     x->sent_status = o->status;
     conn_phase(x->conn, CONN_REPLY, 0);
     enum MHD_Result rc = ok ? MHD_queue_response(x->mhd, (unsigned)o->status, m) : MHD_NO;
@@ -533,8 +534,8 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *m, const cha
         *n = 0;
         return more ? MHD_YES : MHD_NO;
     }
-    if (x->state == X_BODY || x->state == X_DISCARD) dispatch(x);
-    return x->state == X_READY ? send_reply(x) : MHD_YES;
+    if (x->state != X_READY && !dispatch(x)) return MHD_YES;
+    return send_reply(x);
 }
 
 static void on_completed(void *cls, struct MHD_Connection *m, void **req_cls,
@@ -605,36 +606,35 @@ static void *watch(void *cls)
 
 /* ---- start and stop ---- */
 
-static int open_listener(const struct http_options *o, int *port, struct err *e)
+int http_listen(const char *address, int port, struct err *e)
 {
-    char service[8];
+    char text[8];
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list = NULL;
-    snprintf(service, sizeof service, "%d", o->port);
-    int rc = getaddrinfo(o->address, service, &hints, &list);
-    if (rc)
-        return err_set(e, E_ARG, "cannot listen on '%s': %s", o->address, gai_strerror(rc));
-    int one = 1;
-    struct sockaddr_storage a;
-    socklen_t n = sizeof a;
-    int fd = fault_hit(FAULT_SOCK) ? -1
-                                   : socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC |
-                                                                 SOCK_NONBLOCK, 0);
+    snprintf(text, sizeof text, "%d", port);
+    int rc = getaddrinfo(address, text, &hints, &list);
+    if (rc) return err_set(e, E_ARG, "cannot listen on '%s': %s", address, gai_strerror(rc));
+    int one = 1, type = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
+    int fd = fault_hit(FAULT_SOCK) ? -1 : socket(list->ai_family, type, 0);
     if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    bool ok = fd >= 0 && !bind(fd, list->ai_addr, list->ai_addrlen) && !listen(fd, 511) &&
-              !getsockname(fd, (struct sockaddr *)&a, &n);
-    if (!ok) {
-        err_sys(e, "cannot listen on %s port %d", o->address, o->port);
+    if (fd < 0 || bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, BACKLOG)) {
+        err_sys(e, "cannot listen on %s port %d", address, port);
         fs_close(fd);
         fd = -1;
-    } else {
-        *port = ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&a)->sin6_port
-                                              : ((struct sockaddr_in *)&a)->sin_port);
     }
     freeaddrinfo(list);
     return fd;
 }
 
-static int start_daemon(struct http *h, int fd, struct err *e)
+static int port_of(int fd)
+{
+    struct sockaddr_storage a = {0};
+    socklen_t n = sizeof a;
+    getsockname(fd, (struct sockaddr *)&a, &n);
+    return ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&a)->sin6_port
+                                         : ((struct sockaddr_in *)&a)->sin_port);
+}
+
+static int start_daemon(struct http *h, struct err *e)
 {
     const struct http_options *o = &h->o;
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC |
@@ -642,7 +642,7 @@ static int start_daemon(struct http *h, int fd, struct err *e)
     h->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, h,
         MHD_OPTION_EXTERNAL_LOGGER, on_library_log, NULL,
-        MHD_OPTION_LISTEN_SOCKET, fd,
+        MHD_OPTION_LISTEN_SOCKET, o->listener,
         MHD_OPTION_STRICT_FOR_CLIENT, 1,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)POOL_BYTES,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)o->connections,
@@ -661,15 +661,16 @@ static int start_daemon(struct http *h, int fd, struct err *e)
 struct http *http_start(const struct http_options *o, struct err *e)
 {
     struct http *h = mem_zalloc(sizeof *h, e);
-    int fd = -1;
-    if (!h) return NULL;
+    if (!h) {
+        fs_close(o->listener);
+        return NULL;
+    }
     h->o = *o;
+    h->port = port_of(o->listener);
     pthread_mutex_init(&h->park_lock, NULL);
     h->conns = conns_new(&o->limits, e);
     h->lane = h->conns ? lane_new(o->slow_threads, LANE_QUEUE, e) : NULL;
     if (!h->lane) goto fail;
-    fd = open_listener(o, &h->port, e);
-    if (fd < 0) goto fail;
     int rc = fault_hit(FAULT_THREAD) ? EAGAIN : pthread_create(&h->watchdog, NULL, watch, h);
     if (rc) {
         errno = rc;
@@ -677,10 +678,9 @@ struct http *http_start(const struct http_options *o, struct err *e)
         goto fail;
     }
     h->watching = true;
-    if (start_daemon(h, fd, e)) goto fail;
-    return h;
+    if (!start_daemon(h, e)) return h;
 fail:
-    fs_close(fd);
+    fs_close(o->listener);
     atomic_store(&h->stopping, true);
     if (h->watching) pthread_join(h->watchdog, NULL);
     lane_free(h->lane);

@@ -17,8 +17,7 @@
 #include <stdint.h>
 
 struct http_options {
-    const char *address; /* to listen on; numeric or a name */
-    int port;            /* 0: any free one */
+    int listener; /* by http_listen; http_start takes it in every case */
     int threads, slow_threads;
     int connections, per_address;
     int64_t json_max, file_max; /* bytes of a JSON body, of one file of a form */
@@ -31,6 +30,10 @@ struct http_options {
 
 /* The limits of reliability 6.2; the rest is zero. */
 void http_options_default(struct http_options *o);
+
+/* A listening socket, or -1. address is numeric or a name; port 0: any free one. Clients that
+ * connect are kept waiting until http_start: what handlers need may be started in between. */
+int http_listen(const char *address, int port, struct err *e);
 
 struct http;
 /* Copies *o, borrows what it points to. */

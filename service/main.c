@@ -135,8 +135,6 @@ static int load_config(struct config *c, int argc, char **argv, struct err *e)
 static void http_options(struct http_options *o, const struct config *c, struct service *s)
 {
     http_options_default(o);
-    o->address = c->listen_address;
-    o->port = (int)c->listen_port;
     o->threads = (int)c->http_threads;
     o->connections = (int)c->connections_max;
     o->per_address = (int)c->connections_per_ip;
@@ -163,17 +161,18 @@ static int serve_until_signal(const struct config *c, struct service *s, const s
                               struct err *e)
 {
     struct http_options o;
-    int sig = 0;
-    http_options(&o, c, s);
-    struct http *h = http_start(&o, e);
-    if (!h) return -1;
+    int sig = 0, fd = http_listen(c->listen_address, (int)c->listen_port, e);
+    if (fd < 0) return -1;
     if (service_start(s, e)) {
-        struct err ignored;
-        http_stop(h, 0, &ignored);
+        fs_close(fd);
         return -1;
     }
+    http_options(&o, c, s);
+    o.listener = fd;
+    struct http *h = http_start(&o, e);
+    if (!h) return -1;
     log_event(LOG_INFO, NULL, "listening",
-              LOG_FIELDS(LOG_S("address", o.address), LOG_N("port", http_port(h)),
+              LOG_FIELDS(LOG_S("address", c->listen_address), LOG_N("port", http_port(h)),
                          LOG_S("version", GRAFT_VERSION)));
     while (sigwait(stop, &sig)) continue;
     log_event(LOG_INFO, NULL, "stopping", LOG_FIELDS(LOG_N("signal", sig)));

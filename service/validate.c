@@ -68,8 +68,8 @@ static int limit(int what, int64_t n)
     return setrlimit(what, &new);
 }
 
-/* A build with the address sanitizer reserves terabytes of addresses for itself. */
-#if defined(__SANITIZE_ADDRESS__)
+/* A build with a sanitizer reserves terabytes of addresses for itself. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { LIMIT_MEMORY = 0 };
 #else
 enum { LIMIT_MEMORY = 1 };

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -411,6 +412,37 @@ static void an_idempotency_key_makes_one_file(void **state)
     answer_clear(&again);
 }
 
+static void many_clients_at_once_are_all_answered(void **state)
+{
+    (void)state;
+    enum { CLIENTS = 16, EACH = 8 };
+    pid_t pid[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++) {
+        pid[i] = fork();
+        if (pid[i]) continue;
+        for (int k = 0; k < EACH; k++) {
+            char row[64], id[64], path[128];
+            int n = snprintf(row, sizeof row, "{\"text\": \"%d %d\"}\n", i, k);
+            server_upload_ok(&server, "fine-tune", "row.jsonl", row, (size_t)n, id);
+            snprintf(path, sizeof path, "/v1/files/%s/content", id);
+            struct answer a = server_get(&server, path);
+            if (a.status != 200 || strcmp(a.body, row)) _exit(1);
+            answer_clear(&a);
+            snprintf(path, sizeof path, "/v1/files/%s", id);
+            a = server_delete(&server, path);
+            if (a.status != 200) _exit(1);
+            answer_clear(&a);
+        }
+        _exit(0);
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        int status = -1;
+        assert_int_equal(waitpid(pid[i], &status, 0), pid[i]);
+        assert_int_equal(status, 0);
+    }
+    assert_holds(0, 0);
+}
+
 static void lists_are_paged_and_never_loop(void **state)
 {
     (void)state;
@@ -490,6 +522,7 @@ int main(void)
         cmocka_unit_test(a_cut_connection_leaves_nothing),
         cmocka_unit_test(a_killed_server_shows_nothing_of_an_upload),
         cmocka_unit_test(an_idempotency_key_makes_one_file),
+        cmocka_unit_test(many_clients_at_once_are_all_answered),
         cmocka_unit_test(lists_are_paged_and_never_loop),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
