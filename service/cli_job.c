@@ -175,7 +175,7 @@ static void on_progress(void *ctx, const struct engine_progress *p)
     struct screen *s = ctx;
     int64_t now = clock_boot_ms();
     char eta[32] = "";
-    if (!isfinite(p->train_loss)) {
+    if (!str_eq(p->phase, "training")) {
         if (!s->tty) return;
         clear_line(s);
         fprintf(stderr, "%s...", p->phase);

@@ -192,12 +192,14 @@ out:
 
 void run_progress(struct run *r, const char *phase)
 {
-    struct engine_progress p = {.phase = phase, .step = r->state.step,
-                                .total_steps = r->schedule.total, .tokens = r->state.tokens,
-                                .train_loss = NAN, .learning_rate = NAN, .grad_norm = NAN,
-                                .eta_s = NAN};
-    if (r->schedule.total) p.epoch = schedule_epoch(&r->schedule, r->state.step);
-    if (r->journal.hooks) journal_progress(&r->journal, &p);
+    struct engine_progress *p = &r->told;
+    if (!p->phase) p->train_loss = p->learning_rate = p->grad_norm = p->eta_s = NAN;
+    p->phase = phase;
+    p->step = r->state.step;
+    p->total_steps = r->schedule.total;
+    p->tokens = r->state.tokens;
+    if (r->schedule.total) p->epoch = schedule_epoch(&r->schedule, r->state.step);
+    if (r->journal.hooks) journal_progress(&r->journal, p);
 }
 
 int run_samples(struct run *r, const char *key, struct err *e)

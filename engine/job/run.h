@@ -37,6 +37,7 @@ struct run {
     int64_t max_length;
     struct schedule schedule;
     struct run_state state;
+    struct engine_progress told; /* the newest report */
 };
 
 /* Everything before the first step but the exec's work. plan_only: no journal, no storage for
@@ -53,7 +54,7 @@ struct run_estimate {
 };
 int run_estimate(struct run *r, struct run_estimate *out, struct err *e);
 
-void run_progress(struct run *r, const char *phase); /* a report without numbers */
+void run_progress(struct run *r, const char *phase); /* the last report in another phase */
 int run_samples(struct run *r, const char *key, struct err *e); /* "before" or "after" */
 
 /* evaluate.c: mean loss and accuracy per trained token of the validation rows into state, the

@@ -129,12 +129,12 @@ static int report(struct trainer *t, struct err *e)
             return -1;
     }
     if (s->step % t->log_every && s->step != total) return 0;
-    const struct engine_progress p = {
+    r->told = (struct engine_progress){
         .phase = "training", .step = s->step, .total_steps = total, .epoch = epoch,
         .train_loss = t->loss, .learning_rate = t->lr, .grad_norm = t->norm,
         .tokens_per_s = speed, .tokens = s->tokens,
         .eta_s = per_step * (double)(total - s->step)};
-    journal_progress(&r->journal, &p);
+    journal_progress(&r->journal, &r->told);
     t->told_ns = now;
     t->told_tokens = s->tokens;
     return 0;

@@ -298,6 +298,23 @@ static void a_finished_job_stays_finished(void **state)
     json_decref(o);
 }
 
+static void a_half_written_result_is_made_again(void **state)
+{
+    struct fixture *f = *state;
+    struct err e = ERR_INIT;
+    char path[FS_PATH_MAX];
+    const char *dir = jobdir_make(f->root, "half", "lora", SETTINGS, 2);
+    jobdir_crash(dir, 1, "job.before_result");
+    snprintf(path, sizeof path, "%s/result.tmp/stray", dir);
+    OK(fs_write_file(path, "x", 1, &e));
+    jobdir_run(dir, 2, NULL, EXIT_DONE);
+    expect_same(f, dir);
+    snprintf(path, sizeof path, "%s/result/adapter/adapter_model.safetensors", dir);
+    OK(fs_write_file(path, "cut", 3, &e));
+    jobdir_run(dir, 3, NULL, EXIT_DONE);
+    expect_same(f, dir);
+}
+
 /* Fails if any file below dir contains text. */
 static void expect_nowhere(const char *dir, const char *text)
 {
@@ -512,6 +529,7 @@ int main(void)
         cmocka_unit_test(a_damaged_checkpoint_is_noticed_and_left_out),
         cmocka_unit_test(a_checkpoint_of_another_job_is_refused),
         cmocka_unit_test(a_finished_job_stays_finished),
+        cmocka_unit_test(a_half_written_result_is_made_again),
         cmocka_unit_test(a_result_names_no_place_and_no_job),
         cmocka_unit_test(metrics_of_later_attempts_replace_those_of_earlier_ones),
         cmocka_unit_test(a_loss_that_explodes_ends_the_job),

@@ -56,10 +56,9 @@ static int32_t first(struct session *s, const struct ids *prompt,
     return id;
 }
 
-static void drawn_tokens_have_the_models_probabilities(void **state)
+static void check_draws(struct session *s, double top_p)
 {
     enum { DRAWS = 3000, V = 300 };
-    struct session *s = *state;
     struct err e = ERR_INIT;
     struct ids prompt = {0};
     double p[V], sum = 0, chi = 0, rest = 0, seen = 0;
@@ -70,9 +69,19 @@ static void drawn_tokens_have_the_models_probabilities(void **state)
     float *logits = session_logits(s, prompt.v, prompt.n, &e);
     const float *last = logits + (prompt.n - 1) * vocab;
     for (int64_t i = 0; i < vocab; i++) sum += p[i] = exp(last[i] / 0.5);
+    /* A token is kept if those likelier than it hold less than top_p. */
+    double all = sum;
+    for (int64_t i = 0; i < vocab; i++) {
+        double above = 0;
+        for (int64_t k = 0; k < vocab; k++)
+            if (last[k] > last[i]) above += exp(last[k] / 0.5) / all;
+        if (above < top_p) continue;
+        sum -= p[i];
+        p[i] = 0;
+    }
     for (uint64_t seed = 0; seed < DRAWS; seed++) {
-        const struct generate_options o = {.max_tokens = 1, .temperature = 0.5, .top_p = 1,
-                                           .seed = seed};
+        const struct generate_options o = {.max_tokens = 1, .temperature = 0.5,
+                                           .top_p = top_p, .seed = seed};
         count[first(s, &prompt, &o)]++;
     }
     /* Cells with fewer than five expected draws are put together. */
@@ -90,9 +99,16 @@ static void drawn_tokens_have_the_models_probabilities(void **state)
     /* Chi-square with `cells` degrees of freedom: mean cells, deviation sqrt(2 cells). */
     print_message("chi-square %.1f over %d cells\n", chi, cells);
     assert_true(cells > 20);
+    if (top_p < 1 && rest == 0) assert_true(seen == 0); /* nothing outside was drawn */
     assert_true(chi < cells + 4 * sqrt(2.0 * cells));
     mem_free(logits);
     ids_clear(&prompt);
+}
+
+static void drawn_tokens_have_the_models_probabilities(void **state)
+{
+    check_draws(*state, 1);
+    check_draws(*state, 0.5);
 }
 
 static void top_p_keeps_only_the_likeliest_tokens(void **state)
