@@ -3,7 +3,7 @@
 #   bench <name> graft=<x> peer=<y> ratio=<z> unit=<u>
 BENCH_BIN := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
 
-$(BENCH_BIN): $(B)/%: $(B)/%.o $(TEST_LIB_OBJ) $(B)/libengine.a
+$(BENCH_BIN): $(B)/%: $(B)/%.o $(B)/libengine.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 .PHONY: bench

@@ -40,8 +40,13 @@ VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int
 {
     vec acc[MR][NRV];
     const float *a = t->a;
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++) {
         for (int j = 0; j < nv; j++) acc[i][j] = (vec){0};
+        /* By the time the sums are done, what they are added to is here. */
+        if (t->swapped || t->kc < 64) continue;
+        __builtin_prefetch(t->c + i * t->ldc + j0, 1);
+        if (t->add && t->add != t->c) __builtin_prefetch(t->add + i * t->ldadd + j0);
+    }
     for (int64_t k = 0; k < t->kc; k++) {
         vec bv[NRV];
         for (int j = 0; j < nv; j++) bv[j] = vec_load(b + j * VEC);
@@ -90,15 +95,21 @@ static void (*const strips[])(const struct gemm_strip *) = {
 #endif
 };
 
+/* n rows as strips of even height: a few rows left over would keep the FMA units waiting. */
+static int64_t strip_height(int64_t n)
+{
+    return n ? tiles(n, tiles(n, MR)) : MR;
+}
+
 void gemm_strips(struct gemm_strip t, int64_t n)
 {
-    int64_t c = t.swapped ? 1 : t.ldc, add = t.swapped ? 1 : t.ldadd;
-    for (int64_t i = 0; i < n; i += MR) {
-        strips[min64(MR, n - i)](&t);
-        t.a += MR * t.a_row;
-        t.c += MR * c;
-        if (t.add) t.add += MR * add;
-        if (t.bias && t.swapped) t.bias += MR;
+    int64_t c = t.swapped ? 1 : t.ldc, add = t.swapped ? 1 : t.ldadd, high = strip_height(n);
+    for (int64_t i = 0; i < n; i += high) {
+        strips[min64(high, n - i)](&t);
+        t.a += high * t.a_row;
+        t.c += high * c;
+        if (t.add) t.add += high * add;
+        if (t.bias && t.swapped) t.bias += high;
     }
 }
 
@@ -108,7 +119,11 @@ static void pack_rows(const struct gemm_mat *b, int64_t at, int64_t w, int64_t k
     static const float zeros[KC];
     float tmp[8][KC];
     const float *row[8];
-    int64_t k = 0;
+    int64_t k = 0, bytes = kc * (int64_t)dtype_size(b->dtype);
+    /* The next eight rows: the hardware needs half of such short rows to see them coming. */
+    for (int64_t r = 8; w == 8 && r < 16; r++)
+        for (int64_t i = 0; i < bytes; i += 64)
+            __builtin_prefetch((const char *)b->p + (at + r * b->ld) * (bytes / kc) + i);
     for (int64_t r = 0; r < 8; r++)
         row[r] = r < w ? cpu_floats(b->p, b->dtype, at + r * b->ld, kc, tmp[r]) : zeros;
     for (; k + 8 <= kc; k += 8) {
@@ -162,21 +177,36 @@ void gemm_pack(const struct gemm_mat *b, int64_t k, int64_t m, float *to)
         pack(b, 0, k, j, min64(NC, m - j), to);
 }
 
-/* Panels of MR rows of a transposed a: element (i,k) at [i / MR][k][i % MR]. */
-static void pack_a(const struct gemm *g, int64_t i0, int64_t mc, int64_t k0, int64_t kc, float *to)
+/* Panels of `high` rows of a transposed a: element (i,k) at [i / high][k][i % high]. */
+static void pack_a(const struct gemm_mat *a, int64_t at, int64_t high, int64_t m, int64_t kc,
+                   float *to)
 {
-    const float *a = (const float *)g->a.p + k0 * g->a.ld + i0;
-    for (int64_t k = 0; k < kc; k++, a += g->a.ld) {
+    const float *row = (const float *)a->p + at;
+    for (int64_t k = 0; k < kc; k++, row += a->ld) {
         int64_t i = 0;
-        for (int64_t r = 0; k + 6 < kc && r < mc; r += 16) __builtin_prefetch(a + 6 * g->a.ld + r);
-        for (; i + MR <= mc; i += MR) memcpy(to + i * kc + k * MR, a + i, MR * sizeof *to);
-        for (int64_t r = i; r < mc; r++) to[i * kc + k * MR + r - i] = a[r];
+        for (int64_t r = 0; k + 4 < kc && r < m; r += 16) __builtin_prefetch(row + 4 * a->ld + r);
+        for (; high == MR && i + MR <= m; i += MR)
+            memcpy(to + i * kc + k * MR, row + i, MR * sizeof *to);
+        for (; i < m; i += high)
+            for (int64_t r = 0; r < min64(high, m - i); r++) to[i * kc + k * high + r] = row[i + r];
+    }
+}
+
+/* Rows of a side by side, and a hint for the `next` ones after them, needed one strip later. */
+static void copy_rows(const struct gemm_mat *a, const float *from, int64_t rows_, int64_t next,
+                      int64_t kc, float *to)
+{
+    for (int64_t r = 0; r < rows_; r++, from += a->ld) {
+        memcpy(to + r * kc, from, (size_t)kc * sizeof *to);
+        for (int64_t k = 0; r < next && k < kc; k += 16)
+            __builtin_prefetch(from + rows_ * a->ld + k, 0, 2);
     }
 }
 
 /* Runs t, whose a and b are set, for rows from i and columns from j of the result. */
 static void run_strip(const struct gemm *g, struct gemm_strip *t, bool later, int64_t i, int64_t j)
 {
+    int64_t high = strip_height(g->n);
     int64_t row = t->swapped ? 1 : g->ldc, col = t->swapped ? g->ldc : 1;
     const float *add = g->add;
     t->c = g->c + i * row + j * col;
@@ -184,7 +214,7 @@ static void run_strip(const struct gemm *g, struct gemm_strip *t, bool later, in
     if (later) t->add = t->c;
     else t->add = add ? add + (t->swapped ? j * g->ldadd + i : i * g->ldadd + j) : NULL;
     t->bias = g->bias && !later ? g->bias + (t->swapped ? i : j) : NULL;
-    strips[min64(MR, g->n - i)](t);
+    strips[min64(high, g->n - i)](t);
 }
 
 /* c[:, j0 + nc) (+)= a[:, k0 + kc) b[k0 + kc, j0 + nc) */
@@ -193,16 +223,17 @@ static void block(const struct gemm *g, bool swapped, int64_t k0, int64_t j0)
     int64_t kc = min64(KC, g->k - k0), nc = min64(NC, g->m - j0), edge = nc % NR;
     float *bp = g->scratch, *ap = bp + (KC + 1) * NC;
     bool direct = g->n <= FEW && !g->b.t && g->b.dtype == DT_F32;
+    int64_t high = strip_height(g->n), chunk = MC / high * high;
     struct gemm_strip t = {.kc = kc, .alpha = g->alpha, .ldc = g->ldc, .swapped = swapped,
-                      .a_row = g->a.t ? 1 : g->a.ld, .a_k = g->a.t ? MR : 1};
+                           .a_row = g->a.t ? 1 : g->a.ld, .a_k = g->a.t ? high : 1};
     if (!direct) pack(&g->b, k0, kc, j0, nc, bp);
     else if (edge) pack(&g->b, k0, kc, j0 + nc - edge, edge, bp);
-    for (int64_t i = 0; i < g->n; i += MR) {
-        if (g->a.t && i % MC == 0) pack_a(g, i, min64(MC, g->n - i), k0, kc, ap);
-        t.a = g->a.t ? ap + i % MC * kc : (const float *)g->a.p + i * g->a.ld + k0;
+    for (int64_t i = 0; i < g->n; i += high) {
+        if (g->a.t && i % chunk == 0)
+            pack_a(&g->a, k0 * g->a.ld + i, high, min64(chunk, g->n - i), kc, ap);
+        t.a = g->a.t ? ap + i % chunk * kc : (const float *)g->a.p + i * g->a.ld + k0;
         if (!g->a.t && nc >= COPY) {
-            for (int64_t r = 0; r < min64(MR, g->n - i); r++)
-                memcpy(ap + r * kc, t.a + r * g->a.ld, (size_t)kc * sizeof *ap);
+            copy_rows(&g->a, t.a, min64(high, g->n - i), min64(high, g->n - i - high), kc, ap);
             t.a = ap;
             t.a_row = kc;
         }

@@ -55,12 +55,10 @@ static float softmax_row(float *p, struct span cols, struct span u, float *max, 
     for (int64_t j = cols.lo; j < cols.hi; j += VEC) top = vec_max(top, vec_load(p + j));
     now = vec_top(top);
     if (now < old) now = old;
-    for (int64_t j = cols.lo; j < cols.hi; j += VEC) {
-        for (int64_t i = j; i < j + VEC; i++) p[i] = mx_exp(p[i] - now);
-        sum += vec_load(p + j);
-    }
+    for (int64_t j = cols.lo; j < cols.hi; j++) p[j] = mx_exp(p[j] - now);
+    for (int64_t j = cols.lo; j < cols.hi; j += VEC) sum += vec_load(p + j);
     *max = now;
-    *shrink = mx_exp(old - now);
+    *shrink = now > old ? mx_exp(old - now) : 1;
     return vec_sum(sum);
 }
 

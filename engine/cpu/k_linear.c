@@ -7,6 +7,7 @@ enum {
     WIDE = 256,             /* columns of a tile at most: the packed weights stay in L2 */
     HIGH = 1024, LOW = 96,  /* rows of a tile: tall tiles pay for packing, low ones make tasks */
     TASKS = 12,             /* wanted at least, so that any number of threads is kept busy */
+    DW_TASKS = 6,           /* of dw, where both factors are packed: taller tiles pay more */
 };
 
 struct linear {
@@ -22,14 +23,14 @@ static int64_t even(int64_t n, int64_t parts, int64_t unit)
     return tiles(tiles(n, parts), unit) * unit;
 }
 
-/* Cuts a result of n x m into even tiles; returns how many. */
-static int64_t cut(struct linear *c, int64_t n, int64_t m)
+/* Cuts a result of n x m into even tiles, `tasks` or more if it is large; returns how many. */
+static int64_t cut(struct linear *c, int64_t n, int64_t m, int64_t tasks)
 {
     c->wide = even(m, max64(1, tiles(m, WIDE)), 32);
     c->across = c->wide ? tiles(m, c->wide) : 0;
     if (!n || !m) return 0;
     int64_t parts = tiles(n, HIGH), most = max64(parts, n / LOW);
-    c->high = even(n, min64(most, max64(parts, tiles(TASKS, c->across))), 12);
+    c->high = even(n, min64(most, max64(parts, tiles(tasks, c->across))), 12);
     return tiles(n, c->high) * c->across;
 }
 
@@ -96,7 +97,7 @@ int cpu_linear(const struct step *s, struct exec *x, struct err *e)
     struct linear c = linear_of(s, s->tin[0]->shape[0], s->tin[1]);
     if (!s->out[0]) return 0;
     if (c.N <= FEW) pool_run(x->pool, tiles(c.M, GEMV_M), linear_few, &c);
-    else pool_run(x->pool, cut(&c, c.N, c.M), linear_tile, &c);
+    else pool_run(x->pool, cut(&c, c.N, c.M, TASKS), linear_tile, &c);
     return 0;
 }
 
@@ -123,7 +124,7 @@ int cpu_linear_dx(const struct step *s, struct exec *x, struct err *e)
 {
     (void)e;
     struct linear c = linear_of(s, s->tin[0]->shape[0], s->tin[1]);
-    if (s->out[0]) pool_run(x->pool, cut(&c, c.N, c.K), dx_tile, &c);
+    if (s->out[0]) pool_run(x->pool, cut(&c, c.N, c.K, TASKS), dx_tile, &c);
     return 0;
 }
 
@@ -150,6 +151,6 @@ int cpu_linear_dw(const struct step *s, struct exec *x, struct err *e)
     (void)e;
     if (!s->out[0]) return 0;
     struct linear c = linear_of(s, s->tin[0]->shape[0], s->tout[0]);
-    pool_run(x->pool, cut(&c, c.M, c.K), dw_tile, &c);
+    pool_run(x->pool, cut(&c, c.M, c.K, DW_TASKS), dw_tile, &c);
     return 0;
 }

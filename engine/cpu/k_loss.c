@@ -62,14 +62,9 @@ static float row_exp(float *l, int64_t n, float max)
     vec sum = {0};
     float tail = 0;
     int64_t i = 0;
-    for (; i + VEC <= n; i += VEC) {
-        for (int64_t j = i; j < i + VEC; j++) l[j] = mx_exp(l[j] - max);
-        sum += vec_load(l + i);
-    }
-    for (; i < n; i++) {
-        l[i] = mx_exp(l[i] - max);
-        tail += l[i];
-    }
+    for (int64_t j = 0; j < n; j++) l[j] = mx_exp(l[j] - max);
+    for (; i + VEC <= n; i += VEC) sum += vec_load(l + i);
+    for (; i < n; i++) tail += l[i];
     return vec_sum(sum) + tail;
 }
 

@@ -75,9 +75,11 @@ VFN float vec_sum(vec v)
 
 VFN float vec_top(vec v)
 {
-    float best = v[0];
-    for (int i = 1; i < VEC; i++) best = v[i] > best ? v[i] : best;
-    return best;
+    float lane[VEC];
+    vec_store(lane, v);
+    for (int n = VEC / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
+    return lane[0];
 }
 
 /* Sum of a[i] b[i] in four chains of vectors: fast, and more exact than one chain. */

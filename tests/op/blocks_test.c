@@ -116,7 +116,7 @@ static void attention_crosses_its_tiles(void **state)
     (void)state;
     static const struct { int64_t B, T, H, G, S, D; } cases[] = {
         {1, 200, 4, 2, 200, 80}, {1, 97, 2, 2, 333, 36}, {1, 100, 2, 1, 65, 512},
-        {3, 1, 6, 2, 300, 64},   {1, 193, 1, 1, 64, 5},
+        {3, 1, 6, 2, 300, 64},   {1, 193, 1, 1, 64, 5},  {4, 110, 8, 4, 150, 20},
     };
     for (int i = 0; i < REF_LEN(cases); i++) {
         int64_t B = cases[i].B, T = cases[i].T, H = cases[i].H, G = cases[i].G, S = cases[i].S;
