@@ -24,7 +24,8 @@ enum { B = 8, T = 256, STEPS = 6 };
 
 static const char config[] =
     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\","
-    " \"hidden_act\": \"silu\", \"hidden_size\": 768, \"intermediate_size\": 2048, \"num_hidden_layers\": 4,"
+    " \"hidden_act\": \"silu\","
+    " \"hidden_size\": 768, \"intermediate_size\": 2048, \"num_hidden_layers\": 4,"
     " \"num_attention_heads\": 12, \"num_key_value_heads\": 12, \"vocab_size\": 8000,"
     " \"max_position_embeddings\": 1024, \"rms_norm_eps\": 1e-5, \"initializer_range\": 0.02,"
     " \"rope_theta\": 10000.0, \"bos_token_id\": 1, \"eos_token_id\": 2,"
