@@ -13,5 +13,8 @@ $(B)/tests/%_test: $(B)/tests/%_test.o $(TEST_LIB_OBJ) $(SERVICE_OBJ) $(B)/liben
 
 .PHONY: test test-bins
 test-bins: $(TEST_BIN) $(B)/graft
-test: test-bins
+# README command 2: installs what is missing, then needs no network.
+test:
+	bash scripts/deps.sh build test
+	$(MAKE) -j$$(nproc) test-bins
 	bash tests/run.sh $(FILTER)
