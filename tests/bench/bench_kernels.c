@@ -1,5 +1,5 @@
 /* Speed of the CPU kernels on one shape each, beside OpenBLAS on the same product (attention: two
- * OpenBLAS products per head around a softmax) or memcpy of the same bytes.
+ * OpenBLAS products per head around a softmax, backward five) or memcpy of the same bytes.
  * usage: bench_kernels [THREADS [NAME]]   both sides use THREADS (default: all) threads
  *
  * graft and its peer take turns and the best turn of each counts, because others may be using the
@@ -59,7 +59,7 @@ struct bench {
 /* Causal: half the square counts. */
 #define ATT(name, b, t, h, g, d) \
     {name, OP_ATTN, 4, {F(4, b, t, h, d), F(4, b, t, g, d), F(4, b, t, g, d), IDX(3, b, t, 2)}, 0, \
-     t, d, h * b, 3, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
+     0, 0, 0, 0, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
 #define ATB(name, b, t, h, g, d) \
     {name, OP_ATTN_BWD, 7, {F(4, b, t, h, d), F(4, b, t, h, d), F(4, b, t, g, d), \
      F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 0, 0, 0, 0, 0, \
@@ -148,26 +148,91 @@ static void *fill(const struct bench *b, const struct input *in, int64_t count, 
     return p;
 }
 
-/* Attention as two products per head. */
-static void peer_attn(const struct bench *b, const struct step *s, float *p)
+/* Attention with OpenBLAS: whole [T,T] matrices of one head after another. */
+struct head {
+    int T, D, ldq, ldk;
+    const float *q, *k, *v, *dy, *lse;
+    float *o, *dq, *dk, *dv;
+};
+
+struct mat {
+    const float *p;
+    int ld;
+    bool t;
+};
+
+/* c[n,m] = alpha a b, n, m, k = dim. */
+static void product(const int dim[3], float alpha, struct mat a, struct mat b, float *c, int ldc)
 {
-    int T = b->n, D = b->m, heads = (int)s->tin[0]->shape[2], G = (int)s->tin[1]->shape[2];
-    for (int i = 0; i < b->k; i++) {
-        int64_t bt = (int64_t)(i / heads) * T, h = i % heads, g = h / (heads / G);
-        const float *q = (const float *)s->in[0] + (bt * heads + h) * D;
-        const float *k = (const float *)s->in[1] + (bt * G + g) * D;
-        const float *v = (const float *)s->in[2] + (bt * G + g) * D;
-        float *o = (float *)s->out[0] + (bt * heads + h) * D;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, T, T, D, 0.125f, q, heads * D, k,
-                    G * D, 0, p, T);
-        for (int t = 0; t < T; t++) {
-            float *row = p + (int64_t)t * T, sum = 0;
-            for (int j = 0; j <= t; j++) row[j] = mx_exp(row[j]);
-            for (int j = 0; j <= t; j++) sum += row[j];
-            for (int j = 0; j < T; j++) row[j] = j <= t ? row[j] / sum : 0;
+    cblas_sgemm(CblasRowMajor, a.t ? CblasTrans : CblasNoTrans, b.t ? CblasTrans : CblasNoTrans,
+                dim[0], dim[1], dim[2], alpha, a.p, a.ld, b.p, b.ld, 0, c, ldc);
+}
+
+#define FAST __attribute__((target("avx2,fma"), optimize("O3")))
+
+FAST static void softmax(float *p, int T)
+{
+    for (int t = 0; t < T; t++) {
+        float *row = p + (int64_t)t * T, lane[16] = {0}, sum = 0;
+        for (int j = 0; j < T; j++) row[j] = j <= t ? row[j] : -INFINITY;
+        for (int j = 0; j < T; j++) row[j] = mx_exp(row[j]);
+        for (int j = 0; j < T; j += 16)
+            for (int i = 0; i < 16; i++) lane[i] += row[j + i];
+        for (int i = 0; i < 16; i++) sum += lane[i];
+        for (int j = 0; j < T; j++) row[j] /= sum;
+    }
+}
+
+FAST static void softmax_bwd(float *p, float *ds, const struct head *h)
+{
+    for (int t = 0; t < h->T; t++) {
+        float *row = p + (int64_t)t * h->T, *d = ds + (int64_t)t * h->T, delta = 0;
+        float lse = h->lse[t * (h->ldq / h->D)];
+        for (int i = 0; i < h->D; i++) delta += h->o[t * h->ldq + i] * h->dy[t * h->ldq + i];
+        for (int j = 0; j < h->T; j++) row[j] = j <= t ? row[j] - lse : -INFINITY;
+        for (int j = 0; j < h->T; j++) row[j] = mx_exp(row[j]);
+        for (int j = 0; j < h->T; j++) d[j] = row[j] * (d[j] - delta) * 0.125f;
+    }
+}
+
+static void peer_head(const struct head *h, float *p, float *ds)
+{
+    int T = h->T, scores[3] = {T, T, h->D}, rows[3] = {T, h->D, T};
+    struct mat q = {h->q, h->ldq, false}, k = {h->k, h->ldk, false}, kt = {h->k, h->ldk, true};
+    struct mat v = {h->v, h->ldk, false}, vt = {h->v, h->ldk, true}, dy = {h->dy, h->ldq, false};
+    product(scores, 0.125f, q, kt, p, T);
+    if (!h->dy) {
+        softmax(p, T);
+        product(rows, 1, (struct mat){p, T, false}, v, h->o, h->ldq);
+        return;
+    }
+    product(scores, 1, dy, vt, ds, T);
+    softmax_bwd(p, ds, h);
+    product(rows, 1, (struct mat){p, T, true}, dy, h->dv, h->ldk);
+    product(rows, 1, (struct mat){ds, T, true}, q, h->dk, h->ldk);
+    product(rows, 1, (struct mat){ds, T, false}, k, h->dq, h->ldq);
+}
+
+static void peer_attn(const struct step *s, float *tmp, bool back)
+{
+    const int64_t *shape = s->tin[back]->shape;
+    int B = (int)shape[0], T = (int)shape[1], H = (int)shape[2], D = (int)shape[3];
+    int G = (int)s->tin[back + 1]->shape[2];
+    for (int i = 0; i < B * H; i++) {
+        int64_t row = (int64_t)(i / H) * T, q = (row * H + i % H) * D;
+        int64_t k = (row * G + i % H / (H / G)) * D;
+        struct head h = {T, D, H * D, G * D, (const float *)s->in[back] + q,
+                         (const float *)s->in[back + 1] + k, (const float *)s->in[back + 2] + k,
+                         .o = (float *)s->out[0] + q};
+        if (back) {
+            h.dy = (const float *)s->in[0] + q;
+            h.o = (float *)s->in[5] + q;
+            h.lse = (const float *)s->in[6] + row * H + i % H;
+            h.dq = (float *)s->out[0] + q;
+            h.dk = (float *)s->out[1] + k;
+            h.dv = (float *)s->out[2] + k;
         }
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, T, D, T, 1, p, T, v, G * D, 0, o,
-                    heads * D);
+        peer_head(&h, tmp, tmp + (int64_t)T * T);
     }
 }
 
@@ -175,8 +240,8 @@ static void peer_run(const struct bench *b, const struct step *s, float *tmp, in
 {
     static const CBLAS_TRANSPOSE ta[] = {CblasNoTrans, CblasNoTrans, CblasTrans};
     static const CBLAS_TRANSPOSE tb[] = {CblasTrans, CblasNoTrans, CblasNoTrans};
-    if (b->layout == 3) {
-        peer_attn(b, s, tmp);
+    if (b->op == OP_ATTN || b->op == OP_ATTN_BWD) {
+        peer_attn(s, tmp, b->op == OP_ATTN_BWD);
     } else if (b->n) {
         int lda = b->layout == 2 ? b->n : b->k, ldb = b->layout == 0 ? b->k : b->m;
         cblas_sgemm(CblasRowMajor, ta[b->layout], tb[b->layout], b->n, b->m, b->k, 1, s->in[0],
@@ -188,7 +253,7 @@ static void peer_run(const struct bench *b, const struct step *s, float *tmp, in
 
 static double peer_work(const struct bench *b, double work)
 {
-    return b->n && b->layout != 3 ? 2.0 * b->n * b->m * b->k : work;
+    return b->n ? 2.0 * b->n * b->m * b->k : work;
 }
 
 static void measure(const struct bench *b, struct exec *x)
@@ -218,8 +283,8 @@ static void measure(const struct bench *b, struct exec *x)
     s.ws_bytes = cost.ws_bytes;
     s.ws = mem_aligned((size_t)cost.ws_bytes + 256, 256, &e);
     double work = b->work > 0 ? b->work : (double)cost.bytes, graft = 1e30, peer = 1e30;
-    int64_t tmp_bytes = b->layout == 3 ? 4 * (int64_t)b->n * b->n
-                        : b->n ? 4 * (int64_t)b->n * b->m : cost.bytes;
+    int64_t T = in[0].shape[1], tmp_bytes = b->n ? 4 * (int64_t)b->n * b->m : cost.bytes;
+    if (b->op == OP_ATTN || b->op == OP_ATTN_BWD) tmp_bytes = 8 * T * T;
     float *tmp = mem_aligned((size_t)tmp_bytes + 64, 64, &e);
     if (!tmp || !s.ws) die(&e);
     memset(tmp, 0, (size_t)tmp_bytes);
@@ -229,15 +294,14 @@ static void measure(const struct bench *b, struct exec *x)
         int64_t t0 = now_ns(x);
         if (x->table[b->op](&s, x, &e)) die(&e);
         int64_t t1 = now_ns(x);
-        if (b->n || b->work == 0) peer_run(b, &s, tmp, tmp_bytes);
+        peer_run(b, &s, tmp, tmp_bytes);
         int64_t t2 = now_ns(x);
         if ((double)(t1 - t0) < graft) graft = (double)(t1 - t0);
         if ((double)(t2 - t1) < peer) peer = (double)(t2 - t1);
     }
     double mine = work / graft, other = peer_work(b, work) / peer;
-    if (!b->n && b->work > 0) other = 0;
     printf("bench %s graft=%.1f peer=%.1f ratio=%.2f unit=%s\n", b->name, mine, other,
-           other > 0 ? mine / other : 0, b->work > 0 ? "GFLOP/s" : "GB/s");
+           mine / other, b->work > 0 ? "GFLOP/s" : "GB/s");
     fflush(stdout);
     mem_free(tmp);
     mem_free(s.ws);
