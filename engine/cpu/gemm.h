@@ -1,7 +1,7 @@
 /* gemm.h: products of row-major matrices on the calling thread. Private to engine/cpu.
  *
  * Kernels cut their result into tiles, run the tiles as pool tasks, and call gemm_run for each.
- * Own micro-kernel where the CPU has FMA, OpenBLAS elsewhere (gemm.c says why).
+ * Own micro-kernel at every instruction-set level (README.md says why not OpenBLAS).
  * The bits of a result depend on the struct alone.
  */
 #ifndef GRAFT_GEMM_H
