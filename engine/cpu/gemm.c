@@ -35,42 +35,48 @@ static void store_ragged(const struct gemm_strip *t, int64_t j0, int rows, int n
         }
 }
 
+/* Loops over the rows and vectors of a micro-tile are unrolled: sums stay in registers. */
+#define ROWS_OF(i, rows) _Pragma("GCC unroll 16") for (int i = 0; i < (rows); i++)
+#define VECS_OF(j, nv) _Pragma("GCC unroll 16") for (int j = 0; j < (nv); j++)
+
 /* One micro-tile: `rows` rows and `nv` vectors of columns from column j0 of the strip. */
 VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int rows, const int nv)
 {
     vec acc[MR][NRV];
-    const float *a = t->a;
-    for (int i = 0; i < rows; i++) {
-        for (int j = 0; j < nv; j++) acc[i][j] = (vec){0};
-        /* By the time the sums are done, what they are added to is here. */
-        if (t->swapped || t->kc < 64) continue;
-        __builtin_prefetch(t->c + i * t->ldc + j0, 1);
-        if (t->add && t->add != t->c) __builtin_prefetch(t->add + i * t->ldadd + j0);
-    }
-    for (int64_t k = 0; k < t->kc; k++) {
-        vec bv[NRV];
-        for (int j = 0; j < nv; j++) bv[j] = vec_load(b + j * VEC);
-        for (int i = 0; i < rows; i++) {
-            vec x = vec_set(a[i * t->a_row]);
-            for (int j = 0; j < nv; j++) acc[i][j] = vec_fma(x, bv[j], acc[i][j]);
+    const float *a = t->a, *add = t->add ? t->add + j0 : NULL;
+    float *c = t->c + j0;
+    const int64_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, ldc = t->ldc, ldadd = t->ldadd;
+    ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] = (vec){0};
+    /* By the time the sums are done, what they are added to is here. */
+    if (!t->swapped && t->kc >= 64) {
+        ROWS_OF(i, rows) {
+            __builtin_prefetch(c + i * ldc, 1);
+            if (add && add != c) __builtin_prefetch(add + i * ldadd);
         }
-        a += t->a_k;
-        b += t->b_k;
+    }
+    for (int64_t k = t->kc; k > 0; k--) {
+        vec bv[NRV];
+        VECS_OF(j, nv) bv[j] = vec_load(b + j * VEC);
+        ROWS_OF(i, rows) {
+            vec x = vec_set(a[i * a_row]);
+            VECS_OF(j, nv) acc[i][j] = vec_fma(x, bv[j], acc[i][j]);
+        }
+        a += a_k;
+        b += b_k;
     }
     if (t->cols - j0 < nv * VEC || t->swapped) {
         float sum[MR * NR];
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < nv; j++) vec_store(sum + (i * nv + j) * VEC, acc[i][j]);
+        ROWS_OF(i, rows) VECS_OF(j, nv) vec_store(sum + (i * nv + j) * VEC, acc[i][j]);
         store_ragged(t, j0, rows, nv, sum);
         return;
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < nv; j++) {
-            vec v = t->alpha * acc[i][j];
-            if (t->bias) v += vec_load(t->bias + j0 + j * VEC);
-            if (t->add) v += vec_load(t->add + i * t->ldadd + j0 + j * VEC);
-            vec_store(t->c + i * t->ldc + j0 + j * VEC, v);
-        }
+    vec alpha = vec_set(t->alpha);
+    ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] *= alpha;
+    if (t->bias)
+        ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] += vec_load(t->bias + j0 + j * VEC);
+    if (add)
+        ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] += vec_load(add + i * ldadd + j * VEC);
+    ROWS_OF(i, rows) VECS_OF(j, nv) vec_store(c + i * ldc + j * VEC, acc[i][j]);
 }
 
 VFN void strip(const struct gemm_strip *t, const int rows)
