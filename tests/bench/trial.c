@@ -10,9 +10,11 @@
 
 static void open_model(struct trial *t, const struct trial_options *o)
 {
-    const struct model_options mo = {.random = true, .seed = 1};
+    const struct model_options mo = {.random = !o->dir, .seed = 1};
     struct err e = ERR_INIT;
     char path[FS_PATH_MAX];
+    if (o->dir && !(t->model = model_open(o->dir, &mo, &e))) report_die(&e);
+    if (o->dir) return;
     strcpy(t->dir, "/tmp/graft-bench-XXXXXX");
     if (!mkdtemp(t->dir)) exit(1);
     if (fs_join(path, t->dir, "config.json", &e) ||
@@ -76,7 +78,7 @@ void trial_end(struct trial *t)
     mem_free(t->target);
     mem_free(t->pos);
     mem_free(t->range);
-    fs_rmtree(t->dir, &e);
+    if (*t->dir) fs_rmtree(t->dir, &e);
 }
 
 struct graph *trial_pass(struct trial *t)

@@ -1,4 +1,4 @@
-/* trial.h: a model of random weights under a method, ready to train: what benchmarks run. */
+/* trial.h: a model under a method, ready to train: what benchmarks run. */
 #ifndef GRAFT_TRIAL_H
 #define GRAFT_TRIAL_H
 
@@ -7,10 +7,11 @@
 #include "engine/method/method.h"
 
 struct trial_options {
-    const char *config;   /* text of config.json */
+    const char *config;   /* text of config.json, for random weights */
     const char *method;
     const char *settings; /* JSON object; NULL: defaults */
     int64_t B, T;
+    const char *dir;      /* a model folder to load instead */
 };
 
 struct trial {
@@ -24,7 +25,8 @@ struct trial {
     int64_t B, T, steps;
 };
 
-/* Ends the process with a message if it fails, as everything here does. */
+/* Ends the process with a message if it fails, as everything here does. x may be NULL: nothing is
+ * run then. */
 void trial_start(struct trial *t, const struct trial_options *o, struct exec *x);
 void trial_end(struct trial *t);
 

@@ -12,7 +12,7 @@ const struct workload workload_list[] = {
      {"{\"hidden_size\": 576, \"intermediate_size\": 1536, \"num_hidden_layers\": 30,"
       " \"num_attention_heads\": 9, \"num_key_value_heads\": 3, \"vocab_size\": 49152,"
       " \"max_position_embeddings\": 2048, \"rope_theta\": 100000.0,"
-      " \"tie_word_embeddings\": true, " LLAMA_REST, "lora", "{\"r\": 16}", 4, 512}},
+      " \"tie_word_embeddings\": true, " LLAMA_REST, "lora", "{\"r\": 16}", 4, 512, NULL}},
 };
 const int workload_count = sizeof workload_list / sizeof *workload_list;
 
