@@ -14,6 +14,7 @@ struct exec *exec_new(const char *device, const op_run_fn *table, int threads, s
     if (!x) return NULL;
     x->device = device;
     x->table = table;
+    x->dtypes = 1u << DT_F32;
     x->pool = pool_new(threads, e);
     if (!x->pool) {
         mem_free(x);
@@ -99,6 +100,10 @@ static int resolve(const struct exec *x, const struct plan *p, int index, struct
             return err_set(e, E_BUG, "%s writes %s, which has no storage yet", name,
                            tensors[n->out[k]].name);
     }
+    enum dtype compute = op_compute(n->op, s->tin, s->tout);
+    if (!(x->dtypes >> compute & 1))
+        return err_set(e, E_UNSUPPORTED, "%s has no %s kernel for %s", name, x->device,
+                       dtype_name(compute));
     s->ws = from->ws_offset < 0 ? NULL : (char *)x->buffer + from->ws_offset;
     s->ws_bytes = from->ws_bytes;
     return 0;

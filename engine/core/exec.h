@@ -34,6 +34,7 @@ struct step {
 struct exec {
     const char *device;      /* "cpu" */
     const op_run_fn *table;  /* [OP_COUNT] */
+    unsigned dtypes;         /* bit per dtype that the kernels compute in; F32 unless added to */
     struct pool *pool;       /* owned */
     void *buffer;            /* the step buffer, owned */
     int64_t buffer_bytes;

@@ -11,13 +11,15 @@ static int check_groups(const int64_t *s, struct err *e)
                    (long long)G);
 }
 
+const char sign_attn[] = "c:BTHD c:BSGD c:BSGD i:BT2 > c:BTHD f:BTH";
+
 int shape_attn(const void *attrs, const struct tensor *const *in, struct tensor *out,
                struct err *e)
 {
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("c:BTHD c:BSGD c:BSGD i:BT2 > c:BTHD f:BTH", s, in, out, e)) return -1;
+    if (rules_match(sign_attn, s, in, out, e)) return -1;
     return check_groups(s, e);
 }
 
@@ -50,15 +52,16 @@ void grad_attn(struct tape *t, const struct node *n, const int *dout, const bool
         if (want[i]) din[i] = d[i];
 }
 
+const char sign_attn_bwd[] =
+    "c:BTHD c:BTHD c:BSGD c:BSGD i:BT2 c:BTHD f:BTH > c:BTHD c:BSGD c:BSGD";
+
 int shape_attn_bwd(const void *attrs, const struct tensor *const *in, struct tensor *out,
                    struct err *e)
 {
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("c:BTHD c:BTHD c:BSGD c:BSGD i:BT2 c:BTHD f:BTH > c:BTHD c:BSGD c:BSGD", s,
-                    in, out, e))
-        return -1;
+    if (rules_match(sign_attn_bwd, s, in, out, e)) return -1;
     return check_groups(s, e);
 }
 
