@@ -83,8 +83,13 @@ int op_rope(struct tape *t, int x, int pos, int freq)
 
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale)
 {
+    return op_attn_bias(t, (int[]){q, k, v}, range, -1, scale);
+}
+
+int op_attn_bias(struct tape *t, const int qkv[3], int range, int bias, float scale)
+{
     const struct attrs_attn a = {scale};
-    return record(t, OP_ATTN, &a, (int[]){q, k, v, range}, 4, NULL);
+    return record(t, OP_ATTN, &a, (int[]){qkv[0], qkv[1], qkv[2], range, bias}, 5, NULL);
 }
 
 int op_swiglu(struct tape *t, int g, int u)

@@ -72,6 +72,7 @@ int op_rmsnorm(struct tape *t, int x, int w, float eps);
 int op_layernorm(struct tape *t, int x, int w, int b, float eps);
 int op_rope(struct tape *t, int x, int pos, int freq);
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale);
+int op_attn_bias(struct tape *t, const int qkv[3], int range, int bias, float scale);
 int op_swiglu(struct tape *t, int g, int u);
 int op_act(struct tape *t, int x, enum act_kind kind);
 int op_add(struct tape *t, int a, int b);

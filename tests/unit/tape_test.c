@@ -109,6 +109,7 @@ static int wrong(struct tape *t, int which)
     case 28: return op_prefix(t, f48, image);
     case 29: return op_prefix(t, f84, h);            /* rows of 4 before rows of 8 */
     case 30: return op_ce(t, f48, i3, one, NULL);
+    case 31: return op_attn_bias(t, (int[]){q, q, q}, r, f48, 1);
     default: return 0;
     }
 }
@@ -116,7 +117,7 @@ static int wrong(struct tape *t, int which)
 static void every_rule_refuses_what_does_not_fit(void **state)
 {
     (void)state;
-    for (int i = 0; i < 31; i++) {
+    for (int i = 0; i < 32; i++) {
         struct tape *t = new_tape();
         struct err e = ERR_INIT;
         if (wrong(t, i) != -1 || tape_ok(t, &e) == 0) fail_msg("case %d was accepted", i);
