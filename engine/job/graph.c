@@ -54,7 +54,7 @@ static int record_update(struct graphs *gs, struct graph *g, struct err *e)
     tape_output(t, g->norm);
     for (int i = 0; i < ps->n; i++) {
         struct param *p = ps->items[i];
-        struct attrs_adamw a = {o->beta1, o->beta2, o->eps, p->group};
+        struct attrs_adamw a = attrs_adamw(o->beta1, o->beta2, o->eps, p->group);
         if (p->kind == PARAM_TRAINABLE) op_adamw(t, p, g->hyper[p->group], scale, &a);
     }
     return tape_ok(t, e);

@@ -37,7 +37,8 @@ struct graph {
 
 /* What the update needs to know while it is recorded. */
 struct graph_optimiser {
-    float beta1, beta2, eps, max_grad_norm;
+    double beta1, beta2, eps;
+    float max_grad_norm;
 };
 
 struct graphs {
