@@ -12,8 +12,8 @@ struct attrs_attn { float scale; };          /* usually 1/sqrt(D) */
 struct attrs_dropout { float p; uint32_t salt; }; /* salt: which dropout of the model this is */
 struct attrs_rows { int64_t rows; };         /* row count of a scattered-into result */
 struct attrs_clip { float max_norm; };       /* 0: no clipping */
-/* c1, c2: 1 - beta1 and 1 - beta2 rounded once from double, as torch does; 1 minus a rounded beta is
- * off by up to 1.3e-5 of itself. */
+/* c1, c2: 1 - beta1 and 1 - beta2 rounded once from double, as torch does; 1 minus a rounded beta
+ * is off by up to 1.3e-5 of itself. */
 struct attrs_adamw { float c1, beta2, c2, eps; int group; };
 struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group);
 

@@ -9,6 +9,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/rng.h"
 #include "engine/core/plan.h"
+#include "engine/core/recompute.h"
 #include "engine/op/op.h"
 #include "tests/lib/toy_llama.h"
 
@@ -19,13 +20,23 @@ static const struct toy_config small = {.layers = 5, .width = 128, .heads = 4, .
                                         .ffn = 352, .vocab = 1000, .batch = 2, .time = 64};
 static const struct plan_options two = {.threads = 2};
 
-static struct plan *plan_of(struct toy_llama *m, struct toy_config c)
+/* The plan of the toy under a policy; m->tape becomes that policy's tape. */
+static struct plan *plan_under(struct toy_llama *m, struct toy_config c, enum recompute policy)
 {
     struct err e = ERR_INIT;
     if (toy_llama_record(m, &c, &e)) fail_msg("%s", e.msg);
+    struct tape *t = recompute_tape(m->tape, policy, &e);
+    if (!t) fail_msg("%s", e.msg);
+    tape_free(m->tape);
+    m->tape = t;
     struct plan *p = plan_make(m->tape, &two, &e);
     if (!p) fail_msg("%s", e.msg);
     return p;
+}
+
+static struct plan *plan_of(struct toy_llama *m, struct toy_config c)
+{
+    return plan_under(m, c, RECOMPUTE_NONE);
 }
 
 static void drop(struct plan *p, struct toy_llama *m)
@@ -153,9 +164,11 @@ static void no_step_finds_its_operands_overwritten(void **state)
             c.train = train;
             c.tied = train;
             c.dropout = 0.1f;
-            struct plan *p = plan_of(&m, c);
-            check_bytes(p);
-            drop(p, &m);
+            for (int i = 0; i < RECOMPUTE_COUNT; i++) {
+                struct plan *p = plan_under(&m, c, (enum recompute)i);
+                check_bytes(p);
+                drop(p, &m);
+            }
         }
     }
 }
@@ -181,7 +194,7 @@ static void models_of_any_size_are_placed_well_and_without_overlap(void **state)
     double worst = 1;
     for (uint32_t k = 0; k < 120; k++) {
         struct toy_llama m;
-        struct plan *p = plan_of(&m, random_model(k));
+        struct plan *p = plan_under(&m, random_model(k), (enum recompute)(k % RECOMPUTE_COUNT));
         double ratio = (double)p->report.step_bytes / (double)p->report.lower_bound;
         check_bytes(p);
         if (ratio > worst) worst = ratio;
