@@ -22,6 +22,12 @@ void cost_clip(const void *attrs, const struct tensor *const *in,
     rules_cost(4, in, out, c);
 }
 
+struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group)
+{
+    return (struct attrs_adamw){(float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)eps,
+                                group};
+}
+
 RULES_SHAPE(adamw, "f:* f:* f:* f:* f:8 f:1 > f:*")
 
 /* w, m and v are read and written. */
