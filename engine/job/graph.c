@@ -160,9 +160,8 @@ int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e)
 {
-    size_t n = (size_t)(b->B * b->T) * sizeof(int32_t);
-    if (graph_feed_tokens(x, g, b->ids, b->pos, b->range, e) ||
-        exec_write(x, g->io.target, b->target, n, e))
-        return -1;
+    if (graph_feed_tokens(x, g, b->ids, b->pos, b->range, e)) return -1;
+    size_t n = (size_t)g->tape->tensors[g->io.target].count * sizeof(int32_t);
+    if (exec_write(x, g->io.target, b->target, n, e)) return -1;
     return exec_write(x, g->io.weight, &weight, sizeof weight, e);
 }

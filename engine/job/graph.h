@@ -68,7 +68,8 @@ void graphs_forget(struct graphs *gs, const struct model_cache *cache);
 int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
                       const int32_t *pos, const int32_t *range, struct err *e);
 
-/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. */
+/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. For a classifier its target
+ * is [B]. */
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e);
 
