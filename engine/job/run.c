@@ -121,9 +121,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     if (load_data(r, e)) return -1;
     schedule_init(&r->schedule, j->settings, dataset_count(r->train), j->seed);
     r->session.graphs.optimiser = (struct graph_optimiser){
-        .beta1 = (float)settings_real(j->settings, "adam_beta1"),
-        .beta2 = (float)settings_real(j->settings, "adam_beta2"),
-        .eps = (float)settings_real(j->settings, "adam_epsilon"),
+        .beta1 = settings_real(j->settings, "adam_beta1"),
+        .beta2 = settings_real(j->settings, "adam_beta2"),
+        .eps = settings_real(j->settings, "adam_epsilon"),
         .max_grad_norm = (float)settings_real(j->settings, "max_grad_norm"),
     };
     if (plan_only) return 0;
