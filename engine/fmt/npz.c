@@ -231,8 +231,8 @@ static void *read_data(struct source *s, const struct npz_array *a, bool fortran
     int64_t got = take(s, p, n, e), rest = got < 0 ? -1 : take(s, &more, 1, e);
     if (got < 0 || rest < 0) goto fail;
     if (got < a->bytes || rest) {
-        err_set(e, E_FORMAT, rest ? "more than the %" PRId64 " bytes of its shape follow"
-                                  : "less than the %" PRId64 " bytes of its shape follow", a->bytes);
+        err_set(e, E_FORMAT, "%s than the %" PRId64 " bytes of its shape follow",
+                rest ? "more" : "less", a->bytes);
         goto fail;
     }
     if (!fortran || a->rank < 2) return p;
