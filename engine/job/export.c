@@ -26,17 +26,11 @@ struct exporter {
     json_t *checks;            /* of graft.json */
 };
 
-/* In which type a tensor of the result is stored: as in the base. */
-static enum dtype kept(const struct model *m, const struct param *p)
-{
-    return m->random ? m->cfg.dtype : p->dtype0;
-}
-
 static int put_merged(const struct exporter *x, struct st_writer *w, const struct param *p,
                       struct err *e)
 {
     const struct adaptation *a = &x->r->session.adapt;
-    enum dtype to = kept(a->model, p);
+    enum dtype to = model_stored(a->model, p);
     size_t bytes = (size_t)p->count * dtype_size(to);
     int rc = -1;
     float *f = mem_array(p->count, sizeof *f, e);
@@ -59,7 +53,7 @@ static int write_weights(const struct exporter *x, const char *dir, struct err *
     if (!w || st_writer_meta(w, "format", "pt", e)) goto fail;
     for (int i = 0; i < m->ntensors; i++) {
         const struct param *p = m->params.items[i];
-        if (st_writer_add(w, p->name, kept(m, p), p->rank, p->shape, e)) goto fail;
+        if (st_writer_add(w, p->name, model_stored(m, p), p->rank, p->shape, e)) goto fail;
     }
     for (int i = 0; i < m->ntensors; i++)
         if (put_merged(x, w, m->params.items[i], e)) goto fail;
@@ -117,10 +111,10 @@ static int check(struct exporter *x, const char *name, const char *dir, const ch
                  struct err *e)
 {
     const struct job *j = &x->r->job;
+    const struct model *m = x->r->session.model;
     const struct session_options o = {.dir = dir, .random = adapter && j->random,
                                       .seed = j->seed, .threads = j->threads};
-    enum dtype stored = adapter ? DT_F32 : kept(x->r->session.model,
-                                                x->r->session.model->params.items[0]);
+    enum dtype stored = adapter ? DT_F32 : model_stored(m, m->params.items[0]);
     double limit = stored == DT_F32 ? 1e-4 : stored == DT_F16 ? 2e-2 : 1e-1;
     double diff = 0, norm = 0, worst = 0;
     struct session s = {0};

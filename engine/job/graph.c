@@ -73,7 +73,7 @@ int graph_make(struct graphs *gs, const struct graph_key *k, int threads, struct
                struct err *e)
 {
     struct plan_options o = {.threads = threads};
-    *g = (struct graph){.key = *k};
+    *g = (struct graph){.key = *k, .model = gs->model};
     if (!(g->tape = tape_new(e))) return -1;
     if (k->kind == GRAPH_UPDATE ? record_update(gs, g, e) : record_pass(gs, g, e)) goto fail;
     if (!(g->plan = plan_make(g->tape, &o, e))) goto fail;
@@ -124,12 +124,44 @@ void graphs_forget(struct graphs *gs, const struct model_cache *cache)
         if (gs->items[i].key.cache == cache) drop(gs, i);
 }
 
+static int feed_derived(struct exec *x, const struct graph *g, const int32_t *pos,
+                        const int32_t *range, struct err *e)
+{
+    int64_t N = g->key.B * g->key.T;
+    size_t bytes = (size_t)N * sizeof(int32_t);
+    int rc = -1;
+    int32_t *v = mem_array(2 * N, sizeof *v, e);
+    if (!v) return -1;
+    if (g->io.types >= 0 && exec_write(x, g->io.types, v, bytes, e)) goto out;
+    for (int64_t n = 0; n < N; n++) v[n] = pos[n] + (int32_t)g->model->first_place;
+    if (g->io.place >= 0 && exec_write(x, g->io.place, v, bytes, e)) goto out;
+    for (int64_t n = 0; n < N; n++) {
+        int64_t from = range[2 * n + 1] - g->model->window;
+        v[2 * n] = from > range[2 * n] ? (int32_t)from : range[2 * n];
+        v[2 * n + 1] = range[2 * n + 1];
+    }
+    if (g->io.window >= 0 && exec_write(x, g->io.window, v, 2 * bytes, e)) goto out;
+    rc = 0;
+out:
+    mem_free(v);
+    return rc;
+}
+
+int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
+                      const int32_t *pos, const int32_t *range, struct err *e)
+{
+    size_t bytes = (size_t)(g->key.B * g->key.T) * sizeof(int32_t);
+    if (exec_write(x, g->io.ids, ids, bytes, e) || exec_write(x, g->io.pos, pos, bytes, e) ||
+        exec_write(x, g->io.range, range, 2 * bytes, e))
+        return -1;
+    return feed_derived(x, g, pos, range, e);
+}
+
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e)
 {
     size_t n = (size_t)(b->B * b->T) * sizeof(int32_t);
-    if (exec_write(x, g->io.ids, b->ids, n, e) || exec_write(x, g->io.pos, b->pos, n, e) ||
-        exec_write(x, g->io.range, b->range, 2 * n, e) ||
+    if (graph_feed_tokens(x, g, b->ids, b->pos, b->range, e) ||
         exec_write(x, g->io.target, b->target, n, e))
         return -1;
     return exec_write(x, g->io.weight, &weight, sizeof weight, e);

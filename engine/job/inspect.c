@@ -43,14 +43,12 @@ json_t *engine_check_model(const char *dir, struct err *e)
     int64_t bytes;
     if (session_open(&s, &o, e)) return NULL;
     const struct hf_config *c = &s.model->cfg;
-    const json_t *names = json_object_get(c->json, "architectures");
-    const char *architecture = json_string_value(json_array_get(names, 0));
     if ((files = list_files(dir, &bytes, e)))
         out = jx_pack(e, "{s:s, s:s?, s:I, s:s, s:I, s:I, s:I, s:o}", "model_type",
-                      hfconfig_family_name(c->family), "architecture", architecture, "parameters",
+                      c->model_type, "architecture", c->architecture, "parameters",
                       (json_int_t)model_parameters(s.model), "dtype",
                       dtype_name(param_dtype(s.model->params.items[0])), "max_length",
-                      (json_int_t)hfconfig_max_length(c), "vocab_size",
+                      (json_int_t)s.model->max_length, "vocab_size",
                       (json_int_t)c->vocab_size, "bytes", (json_int_t)bytes, "files", files);
     session_close(&s);
     return out;

@@ -35,7 +35,7 @@ enum engine_exit run_exit_code(const struct err *e)
 
 static int pick_length(struct run *r, struct err *e)
 {
-    int64_t most = hfconfig_max_length(&r->session.model->cfg);
+    int64_t most = r->session.model->max_length;
     r->max_length = settings_int(r->job.settings, "max_length");
     if (r->max_length == 0) r->max_length = most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
     if (r->max_length >= 2 && r->max_length <= most) return 0;
@@ -178,7 +178,7 @@ int run_estimate(struct run *r, struct run_estimate *out, struct err *e)
         const struct param *p = m->params.items[i];
         int64_t wide = p->kind == PARAM_TRAINABLE ? 16 : (int64_t)dtype_size(param_dtype(p));
         out->peak_bytes += p->count * wide; /* 16: master, gradient, two moments */
-        enum dtype kept = m->random ? m->cfg.dtype : p->source ? p->dtype0 : DT_F32;
+        enum dtype kept = i < m->ntensors ? model_stored(m, p) : DT_F32;
         out->result_bytes += p->count * (int64_t)dtype_size(kept);
     }
     out->flops_per_step = out->step.flops[PHASE_STEP] * r->schedule.accumulate +

@@ -82,10 +82,7 @@ float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct e
     k.T = b.T;
     if (!(g = graphs_bind(&s->graphs, &k, e))) goto out;
     for (int64_t i = 0; i < n; i++) idx[i] = (int32_t)i;
-    size_t width = (size_t)b.T * sizeof(int32_t);
-    if (exec_write(s->exec, g->io.ids, b.ids, width, e) ||
-        exec_write(s->exec, g->io.pos, b.pos, width, e) ||
-        exec_write(s->exec, g->io.range, b.range, 2 * width, e) ||
+    if (graph_feed_tokens(s->exec, g, b.ids, b.pos, b.range, e) ||
         exec_write(s->exec, g->io.idx, idx, (size_t)n * sizeof *idx, e) ||
         exec_run(s->exec, PHASE_STEP, 0, e) || exec_read(s->exec, g->io.logits, out, bytes, e))
         goto out;
@@ -101,7 +98,7 @@ out:
 int session_score(struct session *s, const char *text, double *nll, int64_t *tokens,
                   struct err *e)
 {
-    int64_t window = hfconfig_max_length(&s->model->cfg), count = 0;
+    int64_t window = s->model->max_length, count = 0;
     double sum = 0, one, hits;
     struct ids ids = {0};
     struct batch b = {0};

@@ -129,9 +129,7 @@ static void logits_equal_those_of_transformers(void **state)
         struct graph *p = graphs_bind(&g.graphs, &k, &e);
         if (!p) fail_msg("%s", e.msg);
         for (int64_t i = 0; i < N; i++) idx[i] = (int32_t)i;
-        OK(exec_write(g.exec, p->io.ids, g.batch.ids, (size_t)N * 4, &e));
-        OK(exec_write(g.exec, p->io.pos, g.batch.pos, (size_t)N * 4, &e));
-        OK(exec_write(g.exec, p->io.range, g.batch.range, (size_t)N * 8, &e));
+        OK(graph_feed_tokens(g.exec, p, g.batch.ids, g.batch.pos, g.batch.range, &e));
         OK(exec_write(g.exec, p->io.idx, idx, (size_t)N * 4, &e));
         OK(exec_run(g.exec, PHASE_STEP, 0, &e));
         OK(exec_read(g.exec, p->io.logits, got, (size_t)(N * g.V) * 4, &e));
@@ -194,9 +192,7 @@ static void push(struct golden *g, struct model_cache *c, const int32_t *ids, in
         pos[t] = at + t;
         range[2 * t + 1] = at + t + 1;
     }
-    OK(exec_write(g->exec, p->io.ids, ids, (size_t)n * 4, &e));
-    OK(exec_write(g->exec, p->io.pos, pos, (size_t)n * 4, &e));
-    OK(exec_write(g->exec, p->io.range, range, (size_t)n * 8, &e));
+    OK(graph_feed_tokens(g->exec, p, ids, pos, range, &e));
     OK(exec_write(g->exec, p->io.idx, &last, 4, &e));
     OK(exec_run(g->exec, PHASE_STEP, 0, &e));
     OK(exec_read(g->exec, p->io.logits, out, (size_t)g->V * 4, &e));
