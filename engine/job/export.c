@@ -67,6 +67,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 {
     const struct run *r = x->r;
     const struct job *j = &r->job;
+    const struct model_task *task = r->session.model->arch->task;
     const char *const tags[] = {"graft", j->method->name};
     char license[64] = "", text[CARD_ROWS][80], title[256], usage[800];
     struct card_row rows[CARD_ROWS];
@@ -75,13 +76,16 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
     snprintf(title, sizeof title, "%s%s", j->result_id, adapter ? "-adapter" : "");
     if (adapter)
         snprintf(usage, sizeof usage,
-                 "from peft import AutoPeftModelForCausalLM\n\n"
-                 "model = AutoPeftModelForCausalLM.from_pretrained(\"%s\")\n", title);
+                 "from peft import PeftModel\nfrom transformers import %s\n\n"
+                 "base = %s.from_pretrained(\"%s\")\n"
+                 "model = PeftModel.from_pretrained(base, \"%s\")\n",
+                 task->auto_class, task->auto_class, j->model_id, title);
     else
         snprintf(usage, sizeof usage,
-                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                 "model = AutoModelForCausalLM.from_pretrained(\"%s\")\n"
-                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n", title, title);
+                 "from transformers import %s, AutoTokenizer\n\n"
+                 "model = %s.from_pretrained(\"%s\")\n"
+                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n",
+                 task->auto_class, task->auto_class, title, title);
 #define ROW(label, ...) \
     (snprintf(text[n], sizeof text[n], __VA_ARGS__), \
      rows[n] = (struct card_row){label, text[n]}, n++)
@@ -101,7 +105,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 #undef ROW
     const struct card c = {.title = title, .base_model = j->model_id,
                            .library_name = adapter ? "peft" : "transformers",
-                           .pipeline_tag = "text-generation", .license = license, .tags = tags,
+                           .pipeline_tag = task->pipeline, .license = license, .tags = tags,
                            .ntags = 2, .usage = usage, .rows = rows, .nrows = n};
     return card_write(dir, &c, e);
 }

@@ -110,7 +110,7 @@ static int open_for_use(struct session *s, const char *dir, const char *adapter,
     const struct session_options o = {.dir = dir,
                                       .threads = threads ? threads : pool_default_threads()};
     if (session_open(s, &o, e)) return -1;
-    if (!session_ready(s, adapter, e)) return 0;
+    if (!model_expect(s->model, &task_causal_lm, e) && !session_ready(s, adapter, e)) return 0;
     session_close(s);
     return -1;
 }

@@ -10,7 +10,8 @@
 #include <string.h>
 
 static const struct arch *const archs[] = {
-    &arch_llama, &arch_mistral, &arch_qwen2, &arch_qwen3,
+    &arch_llama, &arch_mistral, &arch_qwen2,   &arch_qwen3,
+    &arch_gpt2,  &arch_opt,     &arch_roberta,
 };
 
 const struct model_task task_causal_lm = {"CAUSAL_LM", "text-generation", "AutoModelForCausalLM"};
@@ -141,6 +142,13 @@ int64_t model_parameters(const struct model *m)
     return n;
 }
 
+int model_expect(const struct model *m, const struct model_task *task, struct err *e)
+{
+    if (m->arch->task == task) return 0;
+    return err_set(e, E_UNSUPPORTED, "the model is for %s; this needs one for %s",
+                   m->arch->task->pipeline, task->pipeline);
+}
+
 static void shape_text(char out[96], int rank, const int64_t *shape)
 {
     int n = snprintf(out, 96, "[");
@@ -254,9 +262,7 @@ int model_cache_init(struct model_cache *c, const struct model *m, int64_t B, in
     int64_t shape[4] = {B, S, m->cache_heads, m->cache_width};
     char name[PARAM_NAME];
     params_init(&c->params);
-    if (!m->cache_layers)
-        return err_set(e, E_UNSUPPORTED, "a model of type %s generates no text",
-                       m->cfg.model_type);
+    if (model_expect(m, &task_causal_lm, e)) return -1;
     c->B = B;
     c->S = S;
     for (int64_t i = 0; i < 2 * m->cache_layers; i++) {

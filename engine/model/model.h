@@ -45,6 +45,7 @@ struct arch {
                    struct model_io *io); /* failures stick to the tape */
 };
 extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3;
+extern const struct arch arch_gpt2, arch_opt, arch_roberta;
 
 struct model {
     char dir[FS_PATH_MAX];
@@ -79,6 +80,8 @@ struct model *model_open(const char *dir, const struct model_options *o, struct 
 int model_alloc(struct model *m, struct err *e);
 void model_free(struct model *m); /* NULL is fine */
 int64_t model_parameters(const struct model *m); /* elements of the checkpoint's tensors */
+/* E_UNSUPPORTED unless the model is for that task. */
+int model_expect(const struct model *m, const struct model_task *task, struct err *e);
 /* In which type a result stores a tensor of the checkpoint: as the base does. */
 enum dtype model_stored(const struct model *m, const struct param *p);
 
