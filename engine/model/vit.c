@@ -13,7 +13,7 @@
 static const struct naming {
     const char *class_token, *dist_token, *places, *patches, *pre_norm, *norm, *head, *dist_head;
     const char *norm1, *norm2;    /* in a block */
-    const char *block, *modules;  /* its tensors and its modules; %lld: its number */
+    const char *block, *modules;  /* the stack, as its tensors and its modules are named */
     const char *sites[VIT_SITES], *paths[VIT_SITES];
     const char *image_key;        /* what config.json calls the size of an image */
 } transformers = {
@@ -24,8 +24,8 @@ static const struct naming {
     .head = "classifier",
     .norm1 = "layernorm_before",
     .norm2 = "layernorm_after",
-    .block = "vit.encoder.layer.%lld.%s",
-    .modules = "vit.layers.%lld.%s",
+    .block = "vit.encoder.layer",
+    .modules = "vit.layers",
     .sites = {"attention.attention.query", "attention.attention.key",
               "attention.attention.value", "attention.output.dense", "intermediate.dense",
               "output.dense"},
@@ -43,20 +43,17 @@ static const struct naming {
     .dist_head = "head_dist",
     .norm1 = "norm1",
     .norm2 = "norm2",
-    .block = "blocks.%lld.%s",
-    .modules = "blocks.%lld.%s",
+    .block = "blocks",
+    .modules = "blocks",
     .sites = {"attn.qkv", "attn.qkv", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"},
     .paths = {"attn.qkv", "attn.qkv", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"},
     .image_key = "img_size",
 };
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-static void name_of(char out[PARAM_NAME], const char *format, int64_t block, const char *part)
+static void name_of(char out[PARAM_NAME], const char *stack, int64_t block, const char *part)
 {
-    snprintf(out, PARAM_NAME, format, (long long)block, part);
+    snprintf(out, PARAM_NAME, "%s.%lld.%s", stack, (long long)block, part);
 }
-#pragma GCC diagnostic pop
 
 /* ---- loading ---- */
 
@@ -74,7 +71,9 @@ static int load_sites(struct model *m, const struct naming *n, struct vit_layout
         name_of(path, n->modules, i, n->paths[k]);
         name_of(tensor, n->block, i, n->sites[k]);
         unsigned flags = k > VIT_V || c->qkv_bias ? SITE_BIAS : 0;
-        if (!model_site_of(m, path, tensor, in[k], fused ? 3 * C : out[k], flags, e)) return -1;
+        struct site *s = model_site(m, tensor, in[k], fused ? 3 * C : out[k], flags, e);
+        if (!s) return -1;
+        str_copy(s->path, sizeof s->path, path);
     }
     return 0;
 }

@@ -43,7 +43,7 @@ int vit_config_pair(const json_t *o, const char *key, int64_t most, int64_t out[
 int vit_config_check(const struct vit_config *c, const char *image_key, struct err *e)
 {
     if (c->hidden_size % c->num_attention_heads)
-        return hfconfig_wrong(e, "num_attention_heads", "must divide the width");
+        return hfconfig_wrong(e, "num_attention_heads", "must divide the width of the model");
     if (c->image[0] % c->patch_size || c->image[1] % c->patch_size)
         return hfconfig_unsupported(e, image_key, "must be a multiple of 'patch_size'");
     return 0;
@@ -68,7 +68,7 @@ static int read_labels(struct vit_config *c, const json_t *o, struct err *e)
 static int read_rest(struct vit_config *c, const json_t *o, struct err *e)
 {
     static const char *const dropouts[] = {"hidden_dropout_prob", "attention_probs_dropout_prob"};
-    int64_t patch[2] = {16, 16}, width = c->hidden_size / c->num_attention_heads;
+    int64_t patch[2] = {16, 16}, width = 0;
     c->image[0] = c->image[1] = 224;
     c->qkv_bias = true;
     c->eps = 1e-12;
@@ -83,7 +83,7 @@ static int read_rest(struct vit_config *c, const json_t *o, struct err *e)
         return -1;
     if (patch[0] != patch[1]) return hfconfig_unsupported(e, "patch_size", "must be square");
     c->patch_size = patch[0];
-    if (width * c->num_attention_heads != c->hidden_size)
+    if (width && width * c->num_attention_heads != c->hidden_size)
         return hfconfig_unsupported(e, "head_dim", "must be the width by the number of heads");
     for (int i = 0; i < 2; i++) {
         double p = 0;

@@ -176,7 +176,7 @@ static int put_head(struct loader *l, const struct vit_layout *y)
 {
     static const char *const old[] = {"head/kernel", "head/bias", "pre_logits/kernel",
                                       "pre_logits/bias"};
-    bool fresh = l->m->labels || !npz_find(l->z, "head/kernel");
+    bool fresh = l->m->labels || !y->head.w || !npz_find(l->z, "head/kernel");
     for (int k = 0; k < 4; k++) {
         const struct npz_array *x = npz_find(l->z, old[k]);
         if (x && !fresh && k >= 2) {
