@@ -95,7 +95,8 @@ static int write_config(const char *path, const struct peft_adapter *a, struct e
                 "peft_type", "LORA", "task_type", a->task_type, "auto_mapping",
                 "base_model_name_or_path", a->base_model, "revision", "inference_mode", 1, "r",
                 (json_int_t)a->r, "lora_alpha", alpha, "lora_dropout", a->dropout, "bias", "none",
-                "fan_in_fan_out", (int)a->fan_in_fan_out, "target_modules", targets, "modules_to_save",
+                "fan_in_fan_out", (int)a->fan_in_fan_out, "target_modules", targets,
+                "modules_to_save",
                 "init_lora_weights", 1, "use_rslora", (int)a->rslora, "use_dora", 0,
                 "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern");
     if (!o || !(text = jx_dump_pretty(o, e))) goto out;
@@ -250,7 +251,8 @@ static int read_config(struct adapter *a, json_t *o, struct err *e)
         jx_real(o, "lora_alpha", 0, 1e9, &p->alpha, e) ||
         jx_opt_real(o, "lora_dropout", 0, 1, &p->dropout, e) ||
         jx_opt_bool(o, "use_rslora", &p->rslora, e) ||
-        jx_opt_bool(o, "fan_in_fan_out", &p->fan_in_fan_out, e) || jx_opt_str(o, "task_type", &task, e) ||
+        jx_opt_bool(o, "fan_in_fan_out", &p->fan_in_fan_out, e) ||
+        jx_opt_str(o, "task_type", &task, e) ||
         jx_opt_str(o, "base_model_name_or_path", &base, e))
         return -1;
     if (copy_string(a, base, &p->base_model, e) || copy_string(a, task, &p->task_type, e))

@@ -22,6 +22,7 @@ void graphs_clear(struct graphs *gs)
 {
     for (int i = 0; i < gs->n; i++) graph_clear(&gs->items[i]);
     gs->n = 0;
+    plan_cache_clear(&gs->plans);
     params_clear(&gs->state);
 }
 
@@ -54,7 +55,7 @@ static int record_update(struct graphs *gs, struct graph *g, struct err *e)
     tape_output(t, g->norm);
     for (int i = 0; i < ps->n; i++) {
         struct param *p = ps->items[i];
-        struct attrs_adamw a = {o->beta1, o->beta2, o->eps, p->group};
+        struct attrs_adamw a = attrs_adamw(o->beta1, o->beta2, o->eps, p->group);
         if (p->kind == PARAM_TRAINABLE) op_adamw(t, p, g->hyper[p->group], scale, &a);
     }
     return tape_ok(t, e);
@@ -66,7 +67,14 @@ static int record_pass(struct graphs *gs, struct graph *g, struct err *e)
     struct model_shape s = {.B = k->B, .T = k->T, .rows = k->rows, .cache = k->cache,
                             .train = k->kind == GRAPH_TRAIN};
     if (model_record(gs->model, g->tape, &s, &g->io, e)) return -1;
-    return k->kind == GRAPH_TRAIN ? tape_backward(g->tape, g->io.loss, e) : 0;
+    if (k->kind != GRAPH_TRAIN) return 0;
+    if (tape_backward(g->tape, g->io.loss, e)) return -1;
+    if (gs->recompute == RECOMPUTE_NONE) return 0;
+    struct tape *t = recompute_tape(g->tape, gs->recompute, e);
+    if (!t) return -1;
+    tape_free(g->tape);
+    g->tape = t;
+    return 0;
 }
 
 int graph_make(struct graphs *gs, const struct graph_key *k, int threads, struct graph *g,
@@ -76,7 +84,7 @@ int graph_make(struct graphs *gs, const struct graph_key *k, int threads, struct
     *g = (struct graph){.key = *k, .model = gs->model};
     if (!(g->tape = tape_new(e))) return -1;
     if (k->kind == GRAPH_UPDATE ? record_update(gs, g, e) : record_pass(gs, g, e)) goto fail;
-    if (!(g->plan = plan_make(g->tape, &o, e))) goto fail;
+    if (!(g->plan = plan_cached(&gs->plans, g->tape, &o, e))) goto fail;
     return 0;
 fail:
     graph_clear(g);
@@ -160,10 +168,9 @@ int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e)
 {
-    size_t n = (size_t)(b->B * b->T) * sizeof(int32_t);
-    if (graph_feed_tokens(x, g, b->ids, b->pos, b->range, e) ||
-        exec_write(x, g->io.target, b->target, n, e))
-        return -1;
+    if (graph_feed_tokens(x, g, b->ids, b->pos, b->range, e)) return -1;
+    size_t n = (size_t)g->tape->tensors[g->io.target].count * sizeof(int32_t);
+    if (exec_write(x, g->io.target, b->target, n, e)) return -1;
     return exec_write(x, g->io.weight, &weight, sizeof weight, e);
 }
 

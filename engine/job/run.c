@@ -111,7 +111,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     r->state.before_loss = r->state.before_accuracy = NAN;
     run_progress(r, "loading");
     if (!(r->state.samples = json_array())) return err_set(e, E_NOMEM, "out of memory");
-    if (session_open(&r->session, &so, e) || pick_length(r, e)) return -1;
+    if (session_open(&r->session, &so, e) ||
+        model_expect(r->session.model, &task_causal_lm, e) || pick_length(r, e))
+        return -1;
     *a = (struct adaptation){.method = j->method, .model = r->session.model,
                              .settings = j->settings, .seed = j->seed};
     if (a->method->attach(a, e)) return err_wrap(e, "method %s", j->method->name);
@@ -119,9 +121,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     if (load_data(r, e)) return -1;
     schedule_init(&r->schedule, j->settings, dataset_count(r->train), j->seed);
     r->session.graphs.optimiser = (struct graph_optimiser){
-        .beta1 = (float)settings_real(j->settings, "adam_beta1"),
-        .beta2 = (float)settings_real(j->settings, "adam_beta2"),
-        .eps = (float)settings_real(j->settings, "adam_epsilon"),
+        .beta1 = settings_real(j->settings, "adam_beta1"),
+        .beta2 = settings_real(j->settings, "adam_beta2"),
+        .eps = settings_real(j->settings, "adam_epsilon"),
         .max_grad_norm = (float)settings_real(j->settings, "max_grad_norm"),
     };
     if (plan_only) return 0;

@@ -40,7 +40,7 @@ struct parts_heads {
     int64_t layer;                  /* whose keys and values the cache holds */
     int range;
 };
-/* q[B,T,H,D], k and v [B,T,G,D] -> [N,H*D]; keys and values go through the cache if there is one. */
+/* q[B,T,H,D], k and v [B,T,G,D] -> [N,H*D]; keys and values go through the cache if any. */
 int parts_attn(const struct pass *p, const struct parts_heads *h, int q, int k, int v);
 /* x[N,count*width] as [B,T,count,width] */
 int parts_split(const struct pass *p, int x, int64_t count, int64_t width);

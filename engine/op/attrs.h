@@ -25,6 +25,9 @@ struct attrs_rows { int64_t rows; };         /* row count of a scattered-into re
 struct attrs_slice { int64_t at, width; };   /* first column; columns of the result */
 struct attrs_patches { int64_t size; };      /* side of a patch */
 struct attrs_clip { float max_norm; };       /* 0: no clipping */
-struct attrs_adamw { float beta1, beta2, eps; int group; };
+/* c1, c2: 1 - beta1 and 1 - beta2 rounded once from double, as torch does; 1 minus a rounded beta
+ * is off by up to 1.3e-5 of itself. */
+struct attrs_adamw { float c1, beta2, c2, eps; int group; };
+struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group);
 
 #endif

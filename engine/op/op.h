@@ -19,7 +19,9 @@
 #include "engine/core/tape.h"
 #include "engine/op/attrs.h"
 
-enum op_flags { F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16, F_NEGINF = 32 };
+enum op_flags {
+    F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16, F_NEGINF = 32, F_CHEAP = 64
+};
 
 enum op_id {
 #define OP(ID, name, attrs, least, most, outs, inplace, flags) OP_##ID,

@@ -32,6 +32,12 @@ void cost_clip(const void *attrs, const struct tensor *const *in,
     rules_cost(4, in, out, c);
 }
 
+struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group)
+{
+    return (struct attrs_adamw){(float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)eps,
+                                group};
+}
+
 int shape_adamw(const void *attrs, const struct tensor *const *in, struct tensor *out,
                 struct err *e)
 {
