@@ -67,6 +67,8 @@ struct model {
     struct arena copies;    /* of tensors that their file does not align */
     /* Set by arch->load: */
     int64_t max_length;     /* tokens of the longest sequence */
+    int64_t image[3];       /* channels, height, width that it reads; 0: it reads text */
+    int64_t classes;        /* of a classifier of images */
     int64_t cache_layers, cache_heads, cache_width; /* of a key-value cache; 0: no generation */
     int64_t window;         /* what model_io.window is cut to */
     int64_t first_place;    /* row of the table of positions that position 0 has */

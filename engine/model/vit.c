@@ -138,6 +138,8 @@ static int load(struct model *m, const struct naming *n, const struct vit_config
     m->max_length = vit_patches(c) + vit_prefixes(c);
     m->init_std = c->initializer_range;
     if (m->labels) y->cfg.labels = m->labels;
+    m->classes = y->cfg.labels;
+    memcpy(m->image, (int64_t[3]){c->num_channels, c->image[0], c->image[1]}, sizeof m->image);
     if (!(y->class_token = model_tensor(m, n->class_token, 3, token, e))) return -1;
     if (c->distilled && !(y->dist_token = model_tensor(m, n->dist_token, 3, token, e))) return -1;
     if (load_places(m, n, y, e) || load_patches(m, n, y, e)) return -1;

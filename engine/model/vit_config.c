@@ -67,7 +67,6 @@ static int read_labels(struct vit_config *c, const json_t *o, struct err *e)
 
 static int read_rest(struct vit_config *c, const json_t *o, struct err *e)
 {
-    static const char *const dropouts[] = {"hidden_dropout_prob", "attention_probs_dropout_prob"};
     int64_t patch[2] = {16, 16}, width = 0;
     c->image[0] = c->image[1] = 224;
     c->qkv_bias = true;
@@ -85,11 +84,6 @@ static int read_rest(struct vit_config *c, const json_t *o, struct err *e)
     c->patch_size = patch[0];
     if (width && width * c->num_attention_heads != c->hidden_size)
         return hfconfig_unsupported(e, "head_dim", "must be the width by the number of heads");
-    for (int i = 0; i < 2; i++) {
-        double p = 0;
-        if (jx_opt_real(o, dropouts[i], 0, 1, &p, e)) return -1;
-        if (p > 0) return hfconfig_unsupported(e, dropouts[i], "must be 0");
-    }
     return 0;
 }
 

@@ -1,4 +1,4 @@
-/* vit_config.h: what config.json says about a Vision Transformer, typed, by the rules of hfconfig.h.
+/* vit_config.h: what config.json says about a Vision Transformer, by the rules of hfconfig.h.
  *
  * Two ways of writing it down are read: that of transformers (model_type vit) and that of timm
  * (architecture, model_args, pretrained_cfg; families vit_* and deit_*). timm's may leave sizes to

@@ -122,14 +122,14 @@ static const struct fixed {
     {"reg_tokens", false},      {"final_norm", true},       {"fc_norm", false},
     {"pool_include_prefix", false}, {"dynamic_img_pad", false}, {"embed_layer", false},
     {"embed_norm_layer", false}, {"norm_layer", false},     {"block_fn", false},
-    {"mlp_layer", false},       {"attn_layer", false},      {"drop_rate", false},
-    {"pos_drop_rate", false},   {"patch_drop_rate", false}, {"proj_drop_rate", false},
-    {"attn_drop_rate", false},  {"drop_path_rate", false},
+    {"mlp_layer", false},       {"attn_layer", false},
 };
 
-/* These change nothing once the weights are there. */
-static const char *const neutral[] = {"weight_init", "fix_init", "dynamic_img_size",
-                                      "pretrained_strict", "strict_img_size", NULL};
+/* These change nothing once the weights are there, or drop something in training only. */
+static const char *const neutral[] = {
+    "weight_init", "fix_init", "dynamic_img_size", "pretrained_strict", "strict_img_size",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "drop_path_rate", NULL};
 static const char *const read_here[] = {
     "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth",
     "num_heads", "mlp_ratio", "qkv_bias", "no_embed_class", "pre_norm", "act_layer", "pos_embed",
