@@ -60,7 +60,7 @@ const struct cu_scalars *cu_scalars(const struct exec *x); /* a device address *
 void cu_note(struct exec *x, const char *what, cudaError_t rc);
 
 #define OP(ID, name, attrs, least, most, outs, inplace, flags) \
-    int cuda_##name(const struct step *s, struct exec *x, struct err *e);
+    int cuda_##name(const struct step *s, struct exec *x, struct err *e) __attribute__((weak));
 #include "engine/op/ops.def"
 #undef OP
 }
