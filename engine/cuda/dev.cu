@@ -1,5 +1,5 @@
 /* The device behind exec.h: memory, copies, captured phases. */
-#include "engine/cuda/state.cuh"
+#include "engine/cuda/gemm.cuh"
 
 extern "C" {
 #include "engine/cuda/cuda.h"
@@ -252,6 +252,7 @@ static void dev_close(struct exec *x)
         if (s->half[i]) cudaFreeHost(s->half[i]);
         if (s->gone[i]) cudaEventDestroy(s->gone[i]);
     }
+    lt_close(x);
     cudaFree(s->scalars);
     cudaFree(s->flag);
     if (s->stream) cudaStreamDestroy(s->stream);
@@ -294,7 +295,7 @@ static int dev_open(struct exec *x, struct err *e)
     s->scalars = (struct cu_scalars *)p;
     if (dev_alloc(x, sizeof *s->flag, &p, e)) goto fail;
     s->flag = (unsigned long long *)p;
-    return 0;
+    if (!lt_open(x, e)) return 0;
 fail:
     dev_close(x);
     return -1;
@@ -313,5 +314,5 @@ static const op_run_fn dev_table[OP_COUNT] = {
 
 extern "C" __attribute__((visibility("default"))) const struct cuda_library graft_cuda = {
     GRAFT_VERSION, sizeof(struct exec), sizeof(struct step), sizeof(struct tensor), OP_COUNT,
-    sizeof(struct cu_state), {"cuda", dev_table, &dev_ops, cuda_ws, true}, dev_open,
+    sizeof(struct cu_state), {"cuda", dev_table, &dev_ops, cuda_ws, 1u << DT_BF16}, dev_open,
 };

@@ -6,7 +6,7 @@
 #ifndef GRAFT_STATE_CUH
 #define GRAFT_STATE_CUH
 
-#include "engine/cuda/kernel.cuh"
+#include "engine/cuda/lt.cuh"
 
 enum {
     STATE_HALF = 16 << 20, /* bytes of a pinned half: copies reach full speed well below it */
@@ -19,8 +19,6 @@ struct state_graph {
     int runs;             /* without capture */
     cudaGraphExec_t exec; /* NULL: not captured yet */
 };
-
-struct gemm_state;
 
 struct cu_state {
     char name[256];
@@ -37,6 +35,7 @@ struct cu_state {
     struct state_graph graphs[STATE_GRAPHS];
     struct state_graph *capturing;
     uint64_t clock;
+    struct lt_state lt;
 };
 
 static inline struct cu_state *state_of(const struct exec *x)
