@@ -70,7 +70,7 @@ struct bench {
      0, 0, 0, 0, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
 #define ATB(name, b, t, h, g, d) \
     {name, OP_ATTN_BWD, 7, {F(4, b, t, h, d), F(4, b, t, h, d), F(4, b, t, g, d), \
-     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 0, 0, 0, 0, 0, \
+     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 8, 0, 0, 0, 0, \
      5.0 * b * t * t * h * d, {.attn = {0.125f}}}
 
 static const struct bench benches[] = {
