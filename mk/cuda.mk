@@ -8,7 +8,7 @@ $(B)/libengine.a: $(patsubst %.c,$(B)/%.o,$(wildcard engine/cuda/*.c))
 
 CU_SRC := $(wildcard engine/cuda/*.cu)
 # Reports of failures are the engine's own.
-CU_C   := engine/base/err.c engine/base/str.c
+CU_C   := engine/base/err.c engine/base/str.c engine/cuda/cuda_ws.c
 CU_OBJ := $(CU_SRC:%.cu=$(B)/%.o) $(CU_C:%.c=$(B)/pic/%.o)
 
 # Compute capability 8.0 and 9.0 as machine code, everything newer through PTX.

@@ -24,6 +24,7 @@ struct block {
 struct work {
     const struct tape *t;
     struct plan *p;
+    op_ws_fn ws;
     struct arena scratch;
     bool *need;           /* [tensors] per root: somebody reads it */
     int *home;            /* [tensors] per root: the tensor whose block it lies in */
@@ -190,6 +191,7 @@ static void step_cost(const struct work *w, int step, struct op_cost *c)
     for (int k = 0; k < n->nout; k++)
         if (wanted(w, n, k) || op_table[n->op].flags & F_STATE) out[k] = &w->t->tensors[n->out[k]];
     op_table[n->op].cost(n->attrs, in, out, w->p->threads, c);
+    if (w->ws) c->ws_bytes = w->ws(n->op, n->attrs, in, out, c->ws_bytes);
 }
 
 /* Fills blocks[id] and counts costs on the way. */
@@ -327,7 +329,7 @@ static int work_init(struct work *w, struct err *e)
 
 struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e)
 {
-    struct work w = {.t = t};
+    struct work w = {.t = t, .ws = o->ws};
     int rc = -1;
     if (tape_ok(t, e)) return NULL;
     if (o->threads < 1 || o->threads > PLAN_THREADS) {

@@ -64,7 +64,7 @@ int32_t *cu_fault(const struct exec *x);
 void cu_note(struct exec *x, const char *what, cudaError_t rc);
 
 #define OP(ID, name, attrs, least, most, outs, inplace, flags) \
-    int cuda_##name(const struct step *s, struct exec *x, struct err *e);
+    int cuda_##name(const struct step *s, struct exec *x, struct err *e) __attribute__((weak));
 #include "engine/op/ops.def"
 #undef OP
 }

@@ -5,7 +5,7 @@ int shape_swiglu(const void *attrs, const struct tensor *const *in, struct tenso
                  struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:* f:* > f:*", in, out, e);
+    return rules_shape("c:* c:* > c:*", in, out, e);
 }
 
 void cost_swiglu(const void *attrs, const struct tensor *const *in,
@@ -29,7 +29,7 @@ int shape_swiglu_bwd(const void *attrs, const struct tensor *const *in, struct t
                      struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:* f:* f:* > f:* f:*", in, out, e);
+    return rules_shape("c:* c:* c:* > c:* c:*", in, out, e);
 }
 
 void cost_swiglu_bwd(const void *attrs, const struct tensor *const *in,
@@ -40,11 +40,54 @@ void cost_swiglu_bwd(const void *attrs, const struct tensor *const *in,
     rules_cost(11 * (double)in[0]->count, in, out, c);
 }
 
+static int check_kind(const void *attrs, struct err *e)
+{
+    int kind = ((const struct attrs_act *)attrs)->kind;
+    if (kind >= 0 && kind < ACT_KINDS) return 0;
+    return err_set(e, E_ARG, "there is no activation %d", kind);
+}
+
+int shape_act(const void *attrs, const struct tensor *const *in, struct tensor *out,
+              struct err *e)
+{
+    return check_kind(attrs, e) ? -1 : rules_shape("c:* > c:*", in, out, e);
+}
+
+/* Additions, products and divisions of the definition, and one for each function in it. */
+void cost_act(const void *attrs, const struct tensor *const *in, const struct tensor *const *out,
+              int threads, struct op_cost *c)
+{
+    static const int flops[ACT_KINDS] = {5, 10, 5, 1, 4, 1};
+    (void)threads;
+    rules_cost(flops[((const struct attrs_act *)attrs)->kind] * (double)in[0]->count, in, out, c);
+}
+
+void grad_act(struct tape *t, const struct node *n, const int *dout, const bool *want, int *din)
+{
+    if (want[0])
+        din[0] = tape_record(t, OP_ACT_BWD, n->attrs, sizeof(struct attrs_act),
+                             (int[]){dout[0], n->in[0]}, 2, NULL);
+}
+
+int shape_act_bwd(const void *attrs, const struct tensor *const *in, struct tensor *out,
+                  struct err *e)
+{
+    return check_kind(attrs, e) ? -1 : rules_shape("c:* c:* > c:*", in, out, e);
+}
+
+void cost_act_bwd(const void *attrs, const struct tensor *const *in,
+                  const struct tensor *const *out, int threads, struct op_cost *c)
+{
+    static const int flops[ACT_KINDS] = {12, 20, 10, 1, 8, 4};
+    (void)threads;
+    rules_cost(flops[((const struct attrs_act *)attrs)->kind] * (double)in[0]->count, in, out, c);
+}
+
 int shape_add(const void *attrs, const struct tensor *const *in, struct tensor *out,
               struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:* f:* > f:*", in, out, e);
+    return rules_shape("c:* c:* > c:*", in, out, e);
 }
 
 void cost_add(const void *attrs, const struct tensor *const *in, const struct tensor *const *out,
@@ -67,7 +110,7 @@ int shape_scale(const void *attrs, const struct tensor *const *in, struct tensor
                 struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:* f:1 > f:*", in, out, e);
+    return rules_shape("c:* f:1 > c:*", in, out, e);
 }
 
 void cost_scale(const void *attrs, const struct tensor *const *in,
@@ -92,7 +135,7 @@ int shape_dropout(const void *attrs, const struct tensor *const *in, struct tens
     float p = ((const struct attrs_dropout *)attrs)->p;
     if (!(p >= 0.0f && p < 1.0f))
         return err_set(e, E_RANGE, "p is %g; it must be at least 0 and below 1", (double)p);
-    return rules_shape("f:* > f:*", in, out, e);
+    return rules_shape("c:* > c:*", in, out, e);
 }
 
 void cost_dropout(const void *attrs, const struct tensor *const *in,

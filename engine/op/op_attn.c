@@ -17,7 +17,7 @@ int shape_attn(const void *attrs, const struct tensor *const *in, struct tensor 
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("f:BTHD f:BSGD f:BSGD i:BT2 > f:BTHD f:BTH", s, in, out, e)) return -1;
+    if (rules_match("c:BTHD c:BSGD c:BSGD i:BT2 > c:BTHD f:BTH", s, in, out, e)) return -1;
     return check_groups(s, e);
 }
 
@@ -56,7 +56,7 @@ int shape_attn_bwd(const void *attrs, const struct tensor *const *in, struct ten
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("f:BTHD f:BTHD f:BSGD f:BSGD i:BT2 f:BTHD f:BTH > f:BTHD f:BSGD f:BSGD", s,
+    if (rules_match("c:BTHD c:BTHD c:BSGD c:BSGD i:BT2 c:BTHD f:BTH > c:BTHD c:BSGD c:BSGD", s,
                     in, out, e))
         return -1;
     return check_groups(s, e);

@@ -45,7 +45,7 @@ static int scatter(const char *signature, char letter, const void *attrs,
 int shape_embed_dw(const void *attrs, const struct tensor *const *in, struct tensor *out,
                    struct err *e)
 {
-    return scatter("i:N f:NC > f:VC", 'V', attrs, in, out, e);
+    return scatter("i:N c:NC > f:VC", 'V', attrs, in, out, e);
 }
 
 /* Workspace: the ids in sorted order, and where each row's ids begin and end. */
@@ -61,7 +61,7 @@ int shape_rows(const void *attrs, const struct tensor *const *in, struct tensor 
                struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:NC i:M > f:MC", in, out, e);
+    return rules_shape("c:NC i:M > c:MC", in, out, e);
 }
 
 void cost_rows(const void *attrs, const struct tensor *const *in,
@@ -84,7 +84,7 @@ void grad_rows(struct tape *t, const struct node *n, const int *dout, const bool
 int shape_rows_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
                   struct err *e)
 {
-    return scatter("f:MC i:M > f:NC", 'N', attrs, in, out, e);
+    return scatter("c:MC i:M > c:NC", 'N', attrs, in, out, e);
 }
 
 void cost_rows_dx(const void *attrs, const struct tensor *const *in,
@@ -99,7 +99,7 @@ int shape_kv_store(const void *attrs, const struct tensor *const *in, struct ten
                    struct err *e)
 {
     (void)attrs;
-    return rules_shape("f:BSGD f:BTGD i:BT > f:BSGD", in, out, e);
+    return rules_shape("c:BSGD c:BTGD i:BT > c:BSGD", in, out, e);
 }
 
 void cost_kv_store(const void *attrs, const struct tensor *const *in,

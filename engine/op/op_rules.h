@@ -1,11 +1,12 @@
 /* op_rules.h: what the rule files op_<family>.c share. Private to engine/op.
  *
  * A shape rule is mostly a signature in the letters of ops.def:
- *     "f:NK a:MK a:M f:NM > f:NM"
+ *     "c:NK a:MK a:M c:NM > c:NM"
  * One word per input (in order) and, after '>', one per output. Before the colon stands the type:
- * f = f32, i = i32, a = f32, bf16 or f16; after it one letter or digit per dimension. A letter
- * binds to the first size it meets and must agree from then on; a digit is that size; '*' stands
- * for any shape and must agree like a letter. Inputs that are left out match.
+ * f = f32, i = i32, a = f32, bf16 or f16, c = the dtype that the node computes in: f32 or bf16, and
+ * the same for all (f32 for outputs if no input has it). After it follows one letter or digit per
+ * dimension. A letter binds to the first size it meets and must agree from then on; a digit is
+ * that size; '*' stands for any shape and must agree like a letter. Inputs left out match.
  */
 #ifndef GRAFT_OP_RULES_H
 #define GRAFT_OP_RULES_H

@@ -193,7 +193,7 @@ enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 struct cudaDeviceProp { char name[256]; int major, minor; size_t totalGlobalMem; };
 
 /* Random order of blocks and threads; 0: in order. */
-extern "C" void emu_seed(uint64_t seed);
+extern "C" __attribute__((visibility("default"))) void emu_seed(uint64_t seed);
 cudaError_t emu_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block,
                        size_t shared, const std::function<void()> &body);
 
