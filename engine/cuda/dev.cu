@@ -23,6 +23,11 @@ const struct cu_scalars *cu_scalars(const struct exec *x)
     return state_of(x)->scalars;
 }
 
+int32_t *cu_fault(const struct exec *x)
+{
+    return state_of(x)->fault;
+}
+
 void cu_note(struct exec *x, const char *what, cudaError_t rc)
 {
     struct cu_state *s = state_of(x);
@@ -113,10 +118,16 @@ static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, st
         unsigned char *at = s->half[s->now] + s->used;
         if (done(x, "a copy from the GPU",
                  cudaMemcpyAsync(at, from, n, cudaMemcpyDeviceToHost, s->stream), e) ||
+            done(x, "a copy from the GPU",
+                 cudaMemcpyAsync(s->fault_seen, s->fault, sizeof *s->fault,
+                                 cudaMemcpyDeviceToHost, s->stream), e) ||
             dev_sync(x, e))
             return -1;
         memcpy(to, at, n);
         s->used = 0; /* nothing travels any more */
+        if (*s->fault_seen)
+            return err_set(e, E_ARG, "an index in the data (a token, a position, a row) is out of "
+                           "bounds");
         to = (char *)to + n;
         from = (const char *)from + n;
         bytes -= n;
@@ -255,6 +266,8 @@ static void dev_close(struct exec *x)
     lt_close(x);
     cudaFree(s->scalars);
     cudaFree(s->flag);
+    cudaFree(s->fault);
+    if (s->fault_seen) cudaFreeHost(s->fault_seen);
     if (s->stream) cudaStreamDestroy(s->stream);
     memset(s, 0, sizeof *s);
 }
@@ -295,6 +308,12 @@ static int dev_open(struct exec *x, struct err *e)
     s->scalars = (struct cu_scalars *)p;
     if (dev_alloc(x, sizeof *s->flag, &p, e)) goto fail;
     s->flag = (unsigned long long *)p;
+    if (dev_alloc(x, sizeof *s->fault, &p, e)) goto fail;
+    s->fault = (int32_t *)p;
+    if (done(x, "cudaMemsetAsync", cudaMemsetAsync(p, 0, sizeof *s->fault, s->stream), e) ||
+        done(x, "cudaMallocHost", cudaMallocHost(&p, sizeof *s->fault_seen), e))
+        goto fail;
+    s->fault_seen = (int32_t *)p;
     if (!lt_open(x, e)) return 0;
 fail:
     dev_close(x);

@@ -39,6 +39,7 @@ extern "C" {
  *                                  but then the emulation cannot tell garbage from old values.)
  * CU_LAUNCH(x, kernel, grid, block, shared_bytes, ...);   on the stream of exec x; a grid with a
  *                                  zero is no launch. (kernel<T>) in parentheses.
+ * CU_UNROLL            before a loop whose copies index an array of registers
  * cu_mma_bf16, cu_ldmatrix4, cu_ldmatrix4_t, cu_cp_async16, ...: see ptx.cuh. */
 #ifndef CUDA_EMU
 #include "engine/cuda/ptx.cuh"
@@ -56,6 +57,9 @@ struct cu_scalars {
 extern "C" {
 cudaStream_t cu_stream(const struct exec *x);
 const struct cu_scalars *cu_scalars(const struct exec *x); /* a device address */
+/* A device word that a kernel sets to 1 when it meets an index from the data that is out of bounds
+ * (and leaves the row out). exec.h reports it when the phase has ended. */
+int32_t *cu_fault(const struct exec *x);
 /* Keeps the first failure of exec x; `what` names the call. */
 void cu_note(struct exec *x, const char *what, cudaError_t rc);
 

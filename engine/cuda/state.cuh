@@ -26,6 +26,8 @@ struct cu_state {
     struct cu_scalars *scalars, sent; /* on the device, and what it holds */
     bool sent_once;
     unsigned long long *flag;         /* on the device, for inspect */
+    int32_t *fault;                   /* on the device: cu_fault */
+    int32_t *fault_seen;              /* pinned copy of it, as of the last read */
     unsigned char *half[2];
     cudaEvent_t gone[2];
     int now;                          /* the half being filled */

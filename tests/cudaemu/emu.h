@@ -31,6 +31,7 @@
 #define __shared__ static
 #define CU_KERNEL static
 #define CU_FN static inline __attribute__((unused))
+#define CU_UNROLL
 #define CU_ARRAY(type, name, dims)                                             \
     static char name##_site;                                                   \
     type(&name) dims = *(type(*) dims)emu_shared(&name##_site, sizeof(type dims))
