@@ -320,7 +320,7 @@ static void measure(const struct bench *b, struct exec *x)
     for (int turn = 0; turn < MOST_TURNS; turn++) {
         if (turn >= LEAST_TURNS && clock_mono_ns() - start > MOST_MS * 1000000LL) break;
         int64_t t0 = now_ns(x);
-        if (x->table[b->op](&s, x, &e)) die(&e);
+        if (x->device->table[b->op](&s, x, &e)) die(&e);
         int64_t t1 = now_ns(x);
         peer_run(b, &s, tmp, tmp_bytes);
         int64_t t2 = now_ns(x);

@@ -27,6 +27,7 @@ struct rig {
 };
 
 static op_run_fn table[OP_COUNT]; /* naive kernels, with one replaced by a test */
+static const struct device device = {.name = "test", .table = table};
 
 static void rig_bind(struct rig *r)
 {
@@ -42,7 +43,7 @@ static void rig_init(struct rig *r)
     *r = (struct rig){0};
     params_init(&r->ps);
     r->t = tape_new(&e);
-    r->x = exec_new("test", table, 2, &e);
+    r->x = exec_new(&device, 2, &e);
     r->w = params_add(&r->ps, "w", PARAM_TRAINABLE, 2, (int64_t[]){1, 3}, &e);
     assert_true(r->t && r->x && r->w);
     r->in = tape_input(r->t, "x", DT_F32, 2, (int64_t[]){4, 3});
@@ -378,7 +379,7 @@ static void failing_memory_leaves_nothing_bound(void **state)
     struct exec *x = r.x;
     for (int n = 1; n < 50; n++) {
         fault_arm(FAULT_MEM, n, false);
-        r.x = exec_new("test", table, 2, &e);
+        r.x = exec_new(&device, 2, &e);
         int rc = r.x ? exec_bind(r.x, r.p, &e) : -1;
         bool reached = fault_count(FAULT_MEM) >= n;
         fault_arm(FAULT_MEM, 0, false);
