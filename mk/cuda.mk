@@ -17,7 +17,7 @@ CU_FLAGS := -std=c++17 -O3 -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' $(CU
             -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-ffp-contract=off $(if $(CI),-Werror all-warnings)
 # Where bits must be those of the CPU no product is fused with a sum (mathx.h); matrix products and
 # attention may.
-CU_FUSED := gemm k_attn k_attn_bwd
+CU_FUSED := gemm k_attn k_attn_bwd k_attn_mma
 cu_fmad   = $(if $(filter $(CU_FUSED),$(notdir $(1))),,-fmad=false)
 
 $(CU_SRC:%.cu=$(B)/%.o): $(B)/%.o: %.cu

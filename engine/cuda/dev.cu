@@ -23,6 +23,11 @@ const struct cu_scalars *cu_scalars(const struct exec *x)
     return state_of(x)->scalars;
 }
 
+int32_t *cu_fault(const struct exec *x)
+{
+    return state_of(x)->fault;
+}
+
 void cu_note(struct exec *x, const char *what, cudaError_t rc)
 {
     struct cu_state *s = state_of(x);
@@ -104,7 +109,7 @@ static int dev_write(struct exec *x, void *to, const void *from, size_t bytes, s
     return 0;
 }
 
-static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
+static int fetch(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
 {
     struct cu_state *s = state_of(x);
     while (bytes > 0) {
@@ -122,6 +127,18 @@ static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, st
         bytes -= n;
     }
     return 0;
+}
+
+/* Results of steps that met a bad index are not given out. */
+static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
+{
+    struct cu_state *s = state_of(x);
+    int32_t fault = 0;
+    if (fetch(x, to, from, bytes, e) || fetch(x, &fault, s->fault, sizeof fault, e)) return -1;
+    if (!fault) return 0;
+    cu_note(x, "cudaMemsetAsync", cudaMemsetAsync(s->fault, 0, sizeof fault, s->stream));
+    return err_set(e, E_RANGE, "an index, a target or an attention range in the data is out of "
+                   "bounds");
 }
 
 /* ---- phases ---- */
@@ -254,6 +271,7 @@ static void dev_close(struct exec *x)
     }
     cudaFree(s->scalars);
     cudaFree(s->flag);
+    cudaFree(s->fault);
     if (s->stream) cudaStreamDestroy(s->stream);
     memset(s, 0, sizeof *s);
 }
@@ -294,6 +312,10 @@ static int dev_open(struct exec *x, struct err *e)
     s->scalars = (struct cu_scalars *)p;
     if (dev_alloc(x, sizeof *s->flag, &p, e)) goto fail;
     s->flag = (unsigned long long *)p;
+    if (dev_alloc(x, sizeof *s->fault, &p, e)) goto fail;
+    s->fault = (int32_t *)p;
+    if (done(x, "cudaMemsetAsync", cudaMemsetAsync(p, 0, sizeof *s->fault, s->stream), e))
+        goto fail;
     return 0;
 fail:
     dev_close(x);

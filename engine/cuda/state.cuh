@@ -28,6 +28,7 @@ struct cu_state {
     struct cu_scalars *scalars, sent; /* on the device, and what it holds */
     bool sent_once;
     unsigned long long *flag;         /* on the device, for inspect */
+    int32_t *fault;                   /* on the device: see cu_fault */
     unsigned char *half[2];
     cudaEvent_t gone[2];
     int now;                          /* the half being filled */
