@@ -29,7 +29,7 @@ static double now(const struct exec *x)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static double run(struct exec *x, struct share *by_op)
+static double run(const struct workload *w, struct exec *x, struct share *by_op)
 {
     struct err e = ERR_INIT;
     double start = now(x);
@@ -38,9 +38,9 @@ static double run(struct exec *x, struct share *by_op)
         struct share *s = &by_op[n->op];
         double t = now(x);
         x->steps[i].accum = n->accum;
-        if (x->table[n->op](&x->steps[i], x, &e)) report_die(&e);
+        if (x->device->table[n->op](&x->steps[i], x, &e)) report_die(&e);
         s->seconds += now(x) - t;
-        s->flops += workload_step_flops(x, i);
+        s->flops += workload_step_flops(w, x, i);
         s->calls++;
     }
     return now(x) - start;
@@ -58,13 +58,13 @@ static void measure(const struct workload *w, struct exec *x)
         double peak = report_peak(x);
         if (peak > top) top = peak;
         trial_pass(&t);
-        double seconds = run(x, by_op);
+        double seconds = run(w, x, by_op);
         if (seconds >= least) continue;
         least = seconds;
         memcpy(best, by_op, sizeof best);
     }
     snprintf(name, sizeof name, "step_%s_t%d", w->name, pool_threads(x->pool));
-    report_values(name, workload_flops(x) / least * 1e-9, top * 1e-9, "GFLOP/s");
+    report_values(name, workload_flops(w, x) / least * 1e-9, top * 1e-9, "GFLOP/s");
     printf("#   %.3f s = %.4g %s/s\n", least, w->per_step / least, w->unit);
     for (int i = 0; i < OP_COUNT; i++)
         if (best[i].calls)

@@ -38,17 +38,15 @@ static int serve(const struct workload *w)
     char line[LINE];
     if (!x) report_die(&e);
     trial_start(&t, &w->graft, x);
-    printf("ready %lld trained of %lld parameters\n",
-           (long long)params_count(&t.model->params, PARAM_TRAINABLE),
-           (long long)(params_count(&t.model->params, PARAM_TRAINABLE) +
-                       params_count(&t.model->params, PARAM_FROZEN)));
+    printf("ready %lld trained parameters\n",
+           (long long)params_count(&t.model->params, PARAM_TRAINABLE));
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
         if (!strcmp(line, "rss\n")) {
             printf("%ld\n", peak_kib());
         } else if (!strcmp(line, "flops\n")) {
             trial_pass(&t);
-            printf("%.0f\n", workload_flops(x));
+            printf("%.0f\n", workload_flops(w, x));
         } else {
             double start = report_now(), loss = trial_step(&t);
             printf("%.6f %.4f\n", report_now() - start, loss);
@@ -70,17 +68,18 @@ static double number(struct child *c, const char *question)
     exit(1);
 }
 
-static bool start(struct child *c, const char *const *argv, const char *who)
+/* How many parameters the process says it trains; 0: it cannot run. */
+static long long start(struct child *c, const char *const *argv, const char *who)
 {
     char line[LINE];
-    if (!child_start(c, argv)) return false;
+    if (!child_start(c, argv)) return 0;
     while (child_line(c, line, sizeof line)) {
-        if (strncmp(line, "ready", 5)) continue;
-        printf("# %s:%s\n", who, line + 5);
-        return true;
+        if (strncmp(line, "ready ", 6) != 0) continue;
+        printf("# %s: %s\n", who, line + 6);
+        return strtoll(line + 6, NULL, 10);
     }
     child_end(c);
-    return false;
+    return 0;
 }
 
 static void compare(const struct workload *w, const char *self, int rounds, double peak)
@@ -92,9 +91,13 @@ static void compare(const struct workload *w, const char *self, int rounds, doub
     struct child graft, peer;
     struct rounds r = {.n = rounds};
     char name[80];
-    if (!start(&graft, mine, "graft")) exit(1);
-    r.alone = !start(&peer, theirs, "peer");
+    long long trained = start(&graft, mine, "graft"), theirs_trained = start(&peer, theirs, "peer");
+    r.alone = !theirs_trained;
     if (r.alone) printf("# peer missing: %s cannot run %s\n", theirs[0], theirs[1]);
+    if (!trained || (!r.alone && trained != theirs_trained)) {
+        fprintf(stderr, "%s: the two sides do not train the same model\n", w->name);
+        exit(1);
+    }
     for (int i = -WARM; i < rounds; i++) {
         double a = number(&graft, "step"), b = r.alone ? 0 : number(&peer, "step");
         if (i < 0) continue;

@@ -2,7 +2,7 @@
 
 usage: peer_torch.py WORKLOAD [OPTION...]     OPTION: compile, eager, threads=N, small
 
-Answers "ready <description>" once the model is built, then "<seconds> <loss>" to each line "step",
+Answers "ready <number of trained parameters> ..." once the model is built, then "<seconds> <loss>" to each line "step",
 and "<KiB>" (VmHWM of this process) to "rss". Weights are random; nothing is downloaded.
 """
 import os
@@ -78,9 +78,9 @@ def main():
         optimiser.zero_grad(set_to_none=True)
         return loss.item()
 
-    print("ready PyTorch", torch.__version__, sum(p.numel() for p in trained), "trained of",
-          sum(p.numel() for p in model.parameters()), "parameters", ATTENTION,
-          "compiled" if "compile" in OPTIONS else "not compiled", THREADS, "threads", flush=True)
+    print("ready", sum(p.numel() for p in trained), "trained parameters; PyTorch",
+          torch.__version__, ATTENTION, "compiled" if "compile" in OPTIONS else "not compiled",
+          THREADS, "threads", flush=True)
     for line in sys.stdin:
         if line.strip() == "step":
             start = time.perf_counter()

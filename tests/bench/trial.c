@@ -1,6 +1,7 @@
 #include "tests/bench/trial.h"
 
 #include "engine/base/mem.h"
+#include "engine/base/rng.h"
 #include "engine/method/settings.h"
 #include "tests/bench/report.h"
 
@@ -34,13 +35,17 @@ static void begin(struct trial *t, const struct trial_options *o)
     json_decref(given);
     t->adapt = (struct adaptation){.method = how, .model = t->model, .settings = t->settings,
                                    .seed = 1};
+    for (int i = 0; o->train && i < t->model->params.n; i++) {
+        struct param *p = t->model->params.items[i];
+        if (!strncmp(p->name, o->train, strlen(o->train))) p->kind = PARAM_TRAINABLE;
+    }
     if (method_begin(&t->adapt, &e)) report_die(&e);
     graphs_init(&t->graphs, t->model, t->exec);
-    t->graphs.optimiser = (struct graph_optimiser){0.9f, 0.999f, 1e-8f, 1.0f};
+    t->graphs.optimiser = (struct graph_optimiser){0.9, 0.999, 1e-8, 1.0f};
 }
 
 /* Every token is predicted from all before it: no padding. */
-static void make_batch(struct trial *t)
+static void make_text(struct trial *t)
 {
     struct err e = ERR_INIT;
     int64_t n = t->B * t->T, V = t->model->cfg.vocab_size;
@@ -58,12 +63,25 @@ static void make_batch(struct trial *t)
     }
 }
 
+static void make_images(struct trial *t)
+{
+    struct err e = ERR_INIT;
+    int64_t n = t->B * t->model->image[0] * t->model->image[1] * t->model->image[2];
+    t->T = t->model->max_length;
+    t->images = mem_array(n, sizeof *t->images, &e);
+    t->target = mem_array(t->B, sizeof *t->target, &e);
+    if (!t->images || !t->target) report_die(&e);
+    rng_fill_normal(t->images, n, 1, 1, RNG_USER, 0);
+    for (int64_t i = 0; i < t->B; i++) t->target[i] = (int32_t)(i * 7 % t->model->classes);
+}
+
 void trial_start(struct trial *t, const struct trial_options *o, struct exec *x)
 {
     *t = (struct trial){.exec = x, .B = o->B, .T = o->T};
     open_model(t, o);
     begin(t, o);
-    make_batch(t);
+    if (t->model->image[0]) make_images(t);
+    else make_text(t);
 }
 
 void trial_end(struct trial *t)
@@ -78,6 +96,7 @@ void trial_end(struct trial *t)
     mem_free(t->target);
     mem_free(t->pos);
     mem_free(t->range);
+    mem_free(t->images);
     if (*t->dir) fs_rmtree(t->dir, &e);
 }
 
@@ -88,7 +107,9 @@ struct graph *trial_pass(struct trial *t)
                             .pos = t->pos, .range = t->range};
     struct err e = ERR_INIT;
     struct graph *g = graphs_bind(&t->graphs, &key, &e);
-    if (!g || graph_feed(t->exec, g, &b, 1.0f / (float)(t->B * t->T), &e)) report_die(&e);
+    if (!g || (t->images ? graph_feed_images(t->exec, g, t->images, t->target, 1.0f / (float)t->B, &e)
+                         : graph_feed(t->exec, g, &b, 1.0f / (float)(t->B * t->T), &e)))
+        report_die(&e);
     return g;
 }
 

@@ -10,8 +10,9 @@ struct trial_options {
     const char *config;   /* text of config.json, for random weights */
     const char *method;
     const char *settings; /* JSON object; NULL: defaults */
-    int64_t B, T;
+    int64_t B, T;         /* T: of text */
     const char *dir;      /* a model folder to load instead */
+    const char *train;    /* parameters whose names start so are trained too; NULL: none */
 };
 
 struct trial {
@@ -21,7 +22,8 @@ struct trial {
     struct adaptation adapt;
     struct graphs graphs;
     json_t *schema, *settings;
-    int32_t *ids, *target, *pos, *range;
+    int32_t *ids, *target, *pos, *range; /* of images: target[B] alone */
+    float *images;                       /* or NULL */
     int64_t B, T, steps;
 };
 

@@ -9,15 +9,16 @@ struct workload {
     const char *formula;     /* of useful FLOPs */
     const char *peer_option; /* what makes PyTorch fastest (peer_torch.py); NULL: none */
     double per_step;         /* units in one step */
+    bool causal;             /* half of the attention is useful */
     struct trial_options graft;
 };
 
 extern const struct workload workload_list[];
 extern const int workload_count;
 
-/* Useful FLOPs of step i, or of all steps, of the bound plan: those of the operations, attention
- * counted as causal, that is half. */
-double workload_step_flops(const struct exec *x, int i);
-double workload_flops(const struct exec *x);
+/* Useful FLOPs of step i, or of all steps, of the bound plan: those of the operations, half of them
+ * where attention is causal. */
+double workload_step_flops(const struct workload *w, const struct exec *x, int i);
+double workload_flops(const struct workload *w, const struct exec *x);
 
 #endif
