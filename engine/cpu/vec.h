@@ -52,6 +52,16 @@ VFN vec vec_fma(vec a, vec b, vec c)
 #endif
 }
 
+/* The same of one lane. */
+VFN float one_fma(float a, float b, float c)
+{
+#ifdef __FMA__
+    return fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* The larger of each pair; b where either is NaN. */
 VFN vec vec_max(vec a, vec b)
 {

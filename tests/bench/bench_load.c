@@ -126,7 +126,7 @@ static void plan(struct trial *t)
         graph_clear(&g);
     }
     report_values("plan_24_layers", report_quantile(seconds, PLANS, 0.5), 0, "ms");
-    printf("#   recording, gradients and placement of a LoRA step; p10 %.1f ms, p90 %.1f ms of %d\n",
+    printf("#   record, gradients, placement of a LoRA step; p10 %.1f ms, p90 %.1f ms of %d\n",
            report_quantile(seconds, PLANS, 0.1), report_quantile(seconds, PLANS, 0.9), PLANS);
 }
 

@@ -24,8 +24,8 @@ static long peak_kib(void)
     char line[LINE];
     long kib = 0;
     FILE *f = fopen("/proc/self/status", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %ld", &kib) == 1) break;
+    while (f && !kib && fgets(line, sizeof line, f))
+        if (!strncmp(line, "VmHWM:", 6)) kib = strtol(line + 6, NULL, 10);
     if (f) fclose(f);
     return kib;
 }

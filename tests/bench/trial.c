@@ -6,6 +6,7 @@
 #include "tests/bench/report.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,7 @@ static void open_model(struct trial *t, const struct trial_options *o)
     char path[FS_PATH_MAX];
     if (o->dir && !(t->model = model_open(o->dir, &mo, &e))) report_die(&e);
     if (o->dir) return;
-    strcpy(t->dir, "/tmp/graft-bench-XXXXXX");
+    snprintf(t->dir, sizeof t->dir, "/tmp/graft-bench-XXXXXX");
     if (!mkdtemp(t->dir)) exit(1);
     if (fs_join(path, t->dir, "config.json", &e) ||
         fs_write_file(path, o->config, strlen(o->config), &e) ||
@@ -107,8 +108,9 @@ struct graph *trial_pass(struct trial *t)
                             .pos = t->pos, .range = t->range};
     struct err e = ERR_INIT;
     struct graph *g = graphs_bind(&t->graphs, &key, &e);
-    if (!g || (t->images ? graph_feed_images(t->exec, g, t->images, t->target, 1.0f / (float)t->B, &e)
-                         : graph_feed(t->exec, g, &b, 1.0f / (float)(t->B * t->T), &e)))
+    float weight = 1.0f / (float)(t->images ? t->B : t->B * t->T);
+    if (!g || (t->images ? graph_feed_images(t->exec, g, t->images, t->target, weight, &e)
+                         : graph_feed(t->exec, g, &b, weight, &e)))
         report_die(&e);
     return g;
 }
