@@ -27,6 +27,7 @@ struct attn {
     float *delta;           /* backward only, [B,T,H]: sum of dy o */
     void *o, *dq, *dk, *dv; /* NULL: not wanted */
     float *lse_out, *dbias;
+    int32_t *fault;         /* set when a range leaves the keys */
     float scale;
 };
 
@@ -40,8 +41,9 @@ struct span {
 CU_FN struct span attn_range(const struct attn *a, int64_t b, int64_t t)
 {
     const int32_t *r = a->range + 2 * (b * a->T + t);
-    int lo = r[0] > 0 ? r[0] : 0, hi = r[1] < a->S ? r[1] : (int)a->S;
-    return lo < hi ? (struct span){lo, hi} : (struct span){0, 0};
+    const int lo = max(r[0], 0), hi = min(r[1], (int)a->S);
+    if (r[0] < r[1] && (lo != r[0] || hi != r[1])) *a->fault = 1;
+    return lo < hi ? span{lo, hi} : span{0, 0};
 }
 
 /* The union over queries [t0, t0 + n), n <= ATTN_TILE. To be called by whole warps. */
@@ -58,7 +60,7 @@ CU_FN struct span attn_hull(const struct attn *a, int64_t b, int64_t t0, int n)
         u.lo = min(u.lo, __shfl_xor_sync(0xffffffffu, u.lo, k));
         u.hi = max(u.hi, __shfl_xor_sync(0xffffffffu, u.hi, k));
     }
-    return u.lo < u.hi ? u : (struct span){0, 0};
+    return u.lo < u.hi ? u : span{0, 0};
 }
 
 /* What a block works on: n queries (or keys) from `at` of one head. */
@@ -109,7 +111,8 @@ CU_FN float attn_bias(const struct attn *a, int64_t h, int64_t t, int64_t s)
 }
 
 /* Shapes, inputs q, k, v and range from input `first` on, and the scale. */
-int attn_init(struct attn *a, const struct step *s, int first, struct err *e);
+int attn_init(struct attn *a, const struct step *s, int first, const struct exec *x,
+              struct err *e);
 /* Launches on tensor cores: the dtype is bf16, D <= ATTN_MMA_D. */
 void attn_mma(const struct attn *a, struct exec *x);
 void attn_mma_bwd(const struct attn *a, struct exec *x);

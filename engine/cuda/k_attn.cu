@@ -68,7 +68,8 @@ CU_KERNEL void __launch_bounds__(PLAIN_THREADS, 1) forward_kernel(struct attn a)
     }
 }
 
-int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
+int attn_init(struct attn *a, const struct step *s, int first, const struct exec *x,
+              struct err *e)
 {
     const struct attrs_attn *attrs = (const struct attrs_attn *)s->attrs;
     const int64_t *q = s->tin[first]->shape, *k = s->tin[first + 1]->shape;
@@ -84,6 +85,7 @@ int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
     a->v = s->in[first + 2];
     a->range = (const int32_t *)s->in[first + 3];
     a->scale = attrs->scale;
+    a->fault = cu_fault(x);
     if (a->D > ATTN_D)
         return err_set(e, E_UNSUPPORTED, "attention heads are %lld wide; at most %d is supported",
                        (long long)a->D, ATTN_D);
@@ -103,7 +105,7 @@ template <typename T, int DP> static void forward(const struct attn *a, struct e
 int cuda_attn(const struct step *s, struct exec *x, struct err *e)
 {
     struct attn a;
-    if (attn_init(&a, s, 0, e)) return -1;
+    if (attn_init(&a, s, 0, x, e)) return -1;
     a.bias = s->in[4];
     a.bias_type = s->tin[4] ? s->tin[4]->dtype : DT_F32;
     a.o = s->out[0];

@@ -161,7 +161,7 @@ template <typename T, int DP> static void backward(const struct attn *a, struct 
 int cuda_attn_bwd(const struct step *s, struct exec *x, struct err *e)
 {
     struct attn a;
-    if (attn_init(&a, s, 1, e)) return -1;
+    if (attn_init(&a, s, 1, x, e)) return -1;
     a.dy = s->in[0];
     a.y = s->in[5];
     a.lse = (const float *)s->in[6];
