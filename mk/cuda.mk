@@ -8,7 +8,7 @@ $(B)/libengine.a: $(patsubst %.c,$(B)/%.o,$(wildcard engine/cuda/*.c))
 
 CU_SRC := $(wildcard engine/cuda/*.cu)
 # Reports of failures are the engine's own.
-CU_C   := engine/base/err.c engine/base/str.c engine/cuda/cuda_ws.c
+CU_C   := engine/base/err.c engine/base/str.c engine/core/dtype.c engine/cuda/cuda_ws.c
 CU_OBJ := $(CU_SRC:%.cu=$(B)/%.o) $(CU_C:%.c=$(B)/pic/%.o)
 
 # Compute capability 8.0 and 9.0 as machine code, everything newer through PTX.
@@ -52,3 +52,7 @@ $(B)/cudaemu/%.o: tests/cudaemu/%.cc
 
 $(B)/libgraft_cudaemu.so: $(EMU_OBJ)
 	$(CXX) -shared $(SAN) -o $@ $^
+
+# What the loader finds instead of NVIDIA's library when LD_LIBRARY_PATH names the build folder.
+$(B)/libcublasLt.so.13: tests/cudaemu/fake_lt.cc $(B)/libgraft_cudaemu.so
+	$(CXX) $(EMU_FLAGS) -fvisibility=default -shared -o $@ $< $(B)/libgraft_cudaemu.so -Wl,-rpath,'$$ORIGIN'

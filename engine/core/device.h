@@ -46,7 +46,7 @@ struct device {
     const op_run_fn *table;       /* [OP_COUNT]; NULL where there is no kernel */
     const struct device_ops *ops; /* NULL: the host's memory, and steps are done when they return */
     op_ws_fn ws;                  /* NULL: as asked */
-    bool bf16;                    /* its kernels compute in bf16 as well as in f32 */
+    unsigned dtypes;              /* bit per dtype that its kernels compute in besides f32 */
 };
 
 #endif

@@ -143,6 +143,10 @@ static int resolve(struct exec *x, const struct plan *p, int index, struct step 
         if (resolve_input(x, p, n, k, s, e)) return -1;
     for (int k = 0; k < n->nout; k++)
         if (resolve_output(x, p, n, k, s, e)) return -1;
+    enum dtype compute = op_compute(n->op, s->tin, s->tout);
+    if (compute != DT_F32 && !(x->device->dtypes >> compute & 1))
+        return err_set(e, E_UNSUPPORTED, "%s has no %s kernel for %s", op_table[n->op].name,
+                       x->device->name, dtype_name(compute));
     s->ws = from->ws_offset < 0 ? NULL : (char *)x->buffer + from->ws_offset;
     s->ws_bytes = from->ws_bytes;
     return 0;

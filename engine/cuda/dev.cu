@@ -1,5 +1,5 @@
 /* The device behind exec.h: memory, copies, captured phases. */
-#include "engine/cuda/state.cuh"
+#include "engine/cuda/gemm.cuh"
 
 extern "C" {
 #include "engine/cuda/cuda.h"
@@ -109,7 +109,7 @@ static int dev_write(struct exec *x, void *to, const void *from, size_t bytes, s
     return 0;
 }
 
-static int fetch(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
+static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
 {
     struct cu_state *s = state_of(x);
     while (bytes > 0) {
@@ -118,27 +118,21 @@ static int fetch(struct exec *x, void *to, const void *from, size_t bytes, struc
         unsigned char *at = s->half[s->now] + s->used;
         if (done(x, "a copy from the GPU",
                  cudaMemcpyAsync(at, from, n, cudaMemcpyDeviceToHost, s->stream), e) ||
+            done(x, "a copy from the GPU",
+                 cudaMemcpyAsync(s->fault_seen, s->fault, sizeof *s->fault,
+                                 cudaMemcpyDeviceToHost, s->stream), e) ||
             dev_sync(x, e))
             return -1;
         memcpy(to, at, n);
         s->used = 0; /* nothing travels any more */
+        if (*s->fault_seen)
+            return err_set(e, E_ARG, "an index in the data (a token, a position, a row) is out of "
+                           "bounds");
         to = (char *)to + n;
         from = (const char *)from + n;
         bytes -= n;
     }
     return 0;
-}
-
-/* Results of steps that met a bad index are not given out. */
-static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
-{
-    struct cu_state *s = state_of(x);
-    int32_t fault = 0;
-    if (fetch(x, to, from, bytes, e) || fetch(x, &fault, s->fault, sizeof fault, e)) return -1;
-    if (!fault) return 0;
-    cu_note(x, "cudaMemsetAsync", cudaMemsetAsync(s->fault, 0, sizeof fault, s->stream));
-    return err_set(e, E_RANGE, "an index, a target or an attention range in the data is out of "
-                   "bounds");
 }
 
 /* ---- phases ---- */
@@ -269,9 +263,11 @@ static void dev_close(struct exec *x)
         if (s->half[i]) cudaFreeHost(s->half[i]);
         if (s->gone[i]) cudaEventDestroy(s->gone[i]);
     }
+    lt_close(x);
     cudaFree(s->scalars);
     cudaFree(s->flag);
     cudaFree(s->fault);
+    if (s->fault_seen) cudaFreeHost(s->fault_seen);
     if (s->stream) cudaStreamDestroy(s->stream);
     memset(s, 0, sizeof *s);
 }
@@ -314,9 +310,11 @@ static int dev_open(struct exec *x, struct err *e)
     s->flag = (unsigned long long *)p;
     if (dev_alloc(x, sizeof *s->fault, &p, e)) goto fail;
     s->fault = (int32_t *)p;
-    if (done(x, "cudaMemsetAsync", cudaMemsetAsync(p, 0, sizeof *s->fault, s->stream), e))
+    if (done(x, "cudaMemsetAsync", cudaMemsetAsync(p, 0, sizeof *s->fault, s->stream), e) ||
+        done(x, "cudaMallocHost", cudaMallocHost(&p, sizeof *s->fault_seen), e))
         goto fail;
-    return 0;
+    s->fault_seen = (int32_t *)p;
+    if (!lt_open(x, e)) return 0;
 fail:
     dev_close(x);
     return -1;
@@ -335,5 +333,5 @@ static const op_run_fn dev_table[OP_COUNT] = {
 
 extern "C" __attribute__((visibility("default"))) const struct cuda_library graft_cuda = {
     GRAFT_VERSION, sizeof(struct exec), sizeof(struct step), sizeof(struct tensor), OP_COUNT,
-    sizeof(struct cu_state), {"cuda", dev_table, &dev_ops, cuda_ws, true}, dev_open,
+    sizeof(struct cu_state), {"cuda", dev_table, &dev_ops, cuda_ws, 1u << DT_BF16}, dev_open,
 };

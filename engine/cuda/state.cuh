@@ -6,7 +6,7 @@
 #ifndef GRAFT_STATE_CUH
 #define GRAFT_STATE_CUH
 
-#include "engine/cuda/kernel.cuh"
+#include "engine/cuda/lt.cuh"
 
 enum {
     STATE_HALF = 16 << 20, /* bytes of a pinned half: copies reach full speed well below it */
@@ -20,15 +20,14 @@ struct state_graph {
     cudaGraphExec_t exec; /* NULL: not captured yet */
 };
 
-struct gemm_state;
-
 struct cu_state {
     char name[256];
     cudaStream_t stream;
     struct cu_scalars *scalars, sent; /* on the device, and what it holds */
     bool sent_once;
     unsigned long long *flag;         /* on the device, for inspect */
-    int32_t *fault;                   /* on the device: see cu_fault */
+    int32_t *fault;                   /* on the device: cu_fault */
+    int32_t *fault_seen;              /* pinned copy of it, as of the last read */
     unsigned char *half[2];
     cudaEvent_t gone[2];
     int now;                          /* the half being filled */
@@ -38,6 +37,7 @@ struct cu_state {
     struct state_graph graphs[STATE_GRAPHS];
     struct state_graph *capturing;
     uint64_t clock;
+    struct lt_state lt;
 };
 
 static inline struct cu_state *state_of(const struct exec *x)

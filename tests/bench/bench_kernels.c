@@ -70,7 +70,7 @@ struct bench {
      0, 0, 0, 0, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
 #define ATB(name, b, t, h, g, d) \
     {name, OP_ATTN_BWD, 7, {F(4, b, t, h, d), F(4, b, t, h, d), F(4, b, t, g, d), \
-     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 0, 0, 0, 0, 0, \
+     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 8, 0, 0, 0, 0, \
      5.0 * b * t * t * h * d, {.attn = {0.125f}}}
 
 static const struct bench benches[] = {
@@ -140,7 +140,7 @@ static const struct bench benches[] = {
     {"embed_dw", OP_EMBED_DW, 2, {IDX(1, 2048), F(2, 2048, 768)}, 0, 0, 0, 0, 0, 0,
      {.rows = {4000}}},
     {"adamw", OP_ADAMW, 5, {F(1, 4000000), F(1, 4000000), F(1, 4000000), P(1, 4000000), P(1, 8)},
-     0, 0, 0, 0, 0, 0, {.adamw = {0.9f, 0.999f, 1e-8f, 0}}},
+     0, 0, 0, 0, 0, 0, {.adamw = {0.1f, 0.999f, 1e-3f, 1e-8f, 0}}},
     {"sumsq", OP_SUMSQ, 2, {F(1, 4000000), P(1, 1)}, 0, 0, 0, 0, 0, 0, {{0}}},
 };
 

@@ -194,6 +194,9 @@ struct cudaDeviceProp { char name[256]; int major, minor; size_t totalGlobalMem;
 
 /* Random order of blocks and threads; 0: in order. */
 extern "C" __attribute__((visibility("default"))) void emu_seed(uint64_t seed);
+/* Work of the device: now, or when the capture of the stream is replayed. */
+__attribute__((visibility("default"))) void emu_issue(cudaStream_t s,
+                                                      const std::function<void()> &work);
 cudaError_t emu_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block,
                        size_t shared, const std::function<void()> &body);
 

@@ -52,7 +52,7 @@ static bool on_device(const void *p)
 }
 
 // Runs now, or later if the stream captures.
-static void issue(cudaStream_t s, const std::function<void()> &work)
+void emu_issue(cudaStream_t s, const std::function<void()> &work)
 {
     if (s && s->capturing) {
         s->work.push_back(work);
@@ -72,7 +72,7 @@ cudaError_t emu_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 
         grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
         shared > 99 * 1024)
         return report(cudaErrorInvalidConfiguration);
-    issue(stream, [=] { emu_run(grid, block, shared, body); });
+    emu_issue(stream, [=] { emu_run(grid, block, shared, body); });
     return cudaSuccess;
 }
 
@@ -189,14 +189,14 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 {
     bool out = kind == cudaMemcpyDeviceToHost, in = kind == cudaMemcpyHostToDevice;
     if (on_device(to) == out || on_device(from) == in) return report(cudaErrorInvalidValue);
-    issue(s, [=] { memcpy(to, from, bytes); });
+    emu_issue(s, [=] { memcpy(to, from, bytes); });
     return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s)
 {
     if (!on_device(p)) return report(cudaErrorInvalidValue);
-    issue(s, [=] { memset(p, value, bytes); });
+    emu_issue(s, [=] { memset(p, value, bytes); });
     return cudaSuccess;
 }
 
@@ -271,7 +271,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned lon
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 {
-    for (const auto &w : x->work) issue(s, w);
+    for (const auto &w : x->work) emu_issue(s, w);
     return cudaSuccess;
 }
 

@@ -30,7 +30,8 @@ static const struct { int op; size_t offset; float value; } attributes[] = {
     {OP_DROPOUT, offsetof(struct attrs_dropout, p), 0.5f},
     {OP_DROPOUT, offsetof(struct attrs_dropout, salt), 0},
     {OP_CLIP, offsetof(struct attrs_clip, max_norm), 1},
-    {OP_ADAMW, offsetof(struct attrs_adamw, beta1), 0.9f},
+    {OP_ADAMW, offsetof(struct attrs_adamw, c1), 0.1f},
+    {OP_ADAMW, offsetof(struct attrs_adamw, c2), 1e-3f},
     {OP_ADAMW, offsetof(struct attrs_adamw, beta2), 0.999f},
     {OP_ADAMW, offsetof(struct attrs_adamw, eps), 1e-8f},
 };

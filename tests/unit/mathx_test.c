@@ -4,6 +4,7 @@
 #include "engine/op/mathx.h"
 
 #include "engine/base/rng.h"
+#include "engine/op/attrs.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -261,9 +262,19 @@ static void random_bits_are_those_of_the_generator(void **state)
     }
 }
 
+static void the_betas_of_adamw_are_rounded_once(void **state)
+{
+    (void)state;
+    struct attrs_adamw a = attrs_adamw(0.9, 0.999, 1e-8, 1);
+    assert_true(a.c1 == 0.1f && a.c2 == 0.001f && a.beta2 == 0.999f && a.eps == 1e-8f);
+    assert_true(a.c2 != 1.0f - a.beta2); /* which is off by 1.3e-5 of itself */
+    assert_int_equal(a.group, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_betas_of_adamw_are_rounded_once),
         cmocka_unit_test(exponentials_and_logarithms_are_within_1_ulp),
         cmocka_unit_test(sines_are_within_2_ulp_to_2_20_and_exact_in_quadrant_beyond),
         cmocka_unit_test(sigmoid_and_its_kin_keep_their_bounds),
