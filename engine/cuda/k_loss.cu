@@ -24,6 +24,7 @@ template <typename L, typename G> struct ce {
     const float *weight;
     float *loss, *hit;     /* [n] */
     int32_t *fault;
+    bool add;              /* to the gradient, which then lies elsewhere */
 };
 
 /* Maximum, and sum of e^(x - maximum), over the logits that this thread looks at. */
@@ -84,7 +85,7 @@ template <typename L, typename G> CU_KERNEL void ce_kernel(struct ce<L, G> a)
         for (int j = 0; j < VEC; j++)
             v[j] = counts ? expf(v[j] - top) * k - (i + j == target ? *a.weight : 0.0f) : 0.0f;
         __syncthreads(); /* the gradient of these lies over logits up to these */
-        vec_store(g + i, a.V - i, v);
+        vec_put(g + i, a.V - i, v, a.add);
     }
 }
 
@@ -270,6 +271,7 @@ int cuda_ce(const struct step *s, struct exec *x, struct err *e)
         c.loss = w.loss;
         c.hit = w.hit;
         c.fault = cu_fault(x);
+        c.add = accumulates(s, 1);
         CU_LAUNCH(x, (ce_kernel<T, T>), (unsigned)N, CU_THREADS, 0, c);
     });
     tally(x, &w, N, true);
