@@ -76,6 +76,14 @@ static void dev_free(struct exec *x, void *p)
     if (p) cu_note(x, "cudaFree", cudaFree(p));
 }
 
+static void dev_memory(struct exec *x, int64_t *free_bytes, int64_t *total)
+{
+    size_t left = 0, all = 0;
+    cu_note(x, "cudaMemGetInfo", cudaMemGetInfo(&left, &all));
+    *free_bytes = (int64_t)left;
+    *total = (int64_t)all;
+}
+
 static int dev_sync(struct exec *x, struct err *e)
 {
     return done(x, "the last operations", cudaStreamSynchronize(state_of(x)->stream), e);
@@ -327,7 +335,7 @@ fail:
 }
 
 static const struct device_ops dev_ops = {
-    dev_alloc, dev_free, dev_write, dev_read,    dev_sync,
+    dev_alloc, dev_free, dev_write, dev_read,    dev_sync,  dev_memory,
     dev_begin, dev_end,  dev_fill,  dev_inspect, dev_close,
 };
 
