@@ -80,7 +80,7 @@ static struct {
 
 extern "C" void emu_seed(uint64_t seed)
 {
-    emu.random = seed;
+    emu.random = seed * 0x9E3779B97F4A7C15u;
 }
 
 static uint64_t draw(uint64_t n)
@@ -215,6 +215,14 @@ static void report_deadlock()
     die("threads wait for others that never come", "deadlock", 0);
 }
 
+// Of just this size, so that what lies behind is watched.
+static void *garbage(size_t bytes)
+{
+    void *p = nullptr;
+    if (posix_memalign(&p, 128, bytes)) abort();
+    return memset(p, GARBAGE, bytes);
+}
+
 static void run_block(unsigned threads)
 {
     emu.left = threads;
@@ -227,8 +235,7 @@ static void run_block(unsigned threads)
         emu.ready.push_back(i);
     }
     std::fill(emu.warps.begin(), emu.warps.end(), group());
-    emu.dynamic = emu.shared ? aligned_alloc(128, emu.shared) : nullptr;
-    if (emu.shared) memset(emu.dynamic, GARBAGE, emu.shared);
+    emu.dynamic = emu.shared ? garbage(emu.shared) : nullptr;
     while (emu.next < emu.ready.size()) {
         size_t i = emu.next + draw(emu.ready.size() - emu.next);
         std::swap(emu.ready[i], emu.ready[emu.next]);
@@ -270,8 +277,7 @@ void *emu_shared(const void *site, size_t bytes)
     size_t sum = emu.shared + bytes;
     for (const array &a : emu.arrays)
         if (a.site == site) return a.p;
-    void *p = aligned_alloc(128, (bytes + 127) / 128 * 128);
-    memset(p, GARBAGE, bytes);
+    void *p = garbage(bytes);
     emu.arrays.push_back({site, p});
     if (sum > MOST_SHARED) die("more shared memory than a block has", "shared", (int)sum);
     return p;
