@@ -1,12 +1,12 @@
-/* LINEAR_CE: the last linear layer and the cross-entropy, some rows at a time, and CE: the same from
- * logits.
+/* LINEAR_CE: the last linear layer and the cross-entropy, some rows at a time, and CE: the same
+ * from logits.
  *
  * As many rows of logits as the workspace holds are made by one product, turned into their gradient
  * in place, and used by the products for dx and dw. Rows without a target take part with a
  * gradient of zero: how many there are is data, and launches follow from shapes alone.
  *
- * Workspace (cuda_ws): the logits, f32, a whole number of vectors from row to row; then a loss and a
- * hit per row; then struct totals. */
+ * Workspace (cuda_ws): the logits, f32, a whole number of vectors from row to row; then a loss and
+ * a hit per row; then struct totals. */
 #include "engine/cuda/vec.cuh"
 
 enum { ROWS = 128 }; /* whole tiles of the products, where the workspace holds as many */

@@ -1,9 +1,9 @@
 /* Kernels that end an optimiser step: norm of the gradients, clipping, AdamW.
  *
- * A model has hundreds of small parameters, each with its own step. Steps that follow one another in
- * the bound plan and differ in their tensors alone are launched together by the first of them, and
- * the others find their work done. A tensor is cut by its own size, so its bytes do not depend on
- * who shares its launch. */
+ * A model has hundreds of small parameters, each with its own step. Steps that follow one another
+ * in the bound plan and differ in their tensors alone are launched together by the first of them,
+ * and the others find their work done. A tensor is cut by its own size, so its bytes do not depend
+ * on who shares its launch. */
 #include "engine/cuda/vec.cuh"
 
 /* ---- steps in one launch ---- */
