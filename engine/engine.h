@@ -14,7 +14,9 @@
  *    "training_file": "/abs/file.jsonl",
  *    "validation_file": null,           or a path; null: settings.validation_split decides
  *    "result_id": "default/name",       hub id of the merged result; the adapter is <id>-adapter
- *    "threads": 0}                      0: as many as the machine allows
+ *    "threads": 0,                      0: as many as the machine allows
+ *    "device": "auto",                  "cpu", "cuda", or a GPU if there is one; may be left out
+ *    "precision": "f32"}                or "bf16", of activations, on a GPU; may be left out
  *
  * Layout of a job folder (design section 2):
  *   job.json  attempts/<n>/{events.jsonl,metrics.jsonl,log.txt,exit.json,checkpoints/step-N/}

@@ -2,12 +2,10 @@
  * sum over k runs in order, so an element does not depend on the tile it falls into. */
 #include "engine/cuda/gemm.cuh"
 
-enum { GRID_YZ = 65535 };
-
 /* What both kernels get. Pointers of the element types travel beside it. */
 struct gemm_args {
     int64_t m, n, k;
-    int64_t lda, ldb, ldc, stride_a, stride_b, stride_c;
+    int64_t lda, ldb, ldc;
     bool at, bt, accum;
     float alpha;
 };
@@ -56,8 +54,6 @@ CU_KERNEL void __launch_bounds__(F32_THREADS)
     int64_t i0 = (int64_t)blockIdx.x * 16 * R, j0 = (int64_t)blockIdx.y * 16 * R;
     int row = (int)threadIdx.x / 16, col = (int)threadIdx.x % 16;
     float sum[R][R] = {};
-    a += blockIdx.z * g.stride_a;
-    b += blockIdx.z * g.stride_b;
     for (int64_t p0 = 0; p0 < g.k; p0 += F32_DEEP) {
         load_tile<16 * R, F32_DEEP, F32_THREADS>(a, g.lda, g.at, i0, p0, g.m, g.k,
                                                  [&](int i, int p, float v) { ta[p][i] = v; });
@@ -73,8 +69,6 @@ CU_KERNEL void __launch_bounds__(F32_THREADS)
         }
         __syncthreads();
     }
-    c += blockIdx.z * g.stride_c;
-    if (add) add += blockIdx.z * g.stride_c;
     for (int i = 0; i < R; i++)
         for (int j = 0; j < R; j++) {
             int64_t gi = i0 + row + 16 * i, gj = j0 + col + 16 * j;
@@ -97,8 +91,6 @@ CU_KERNEL void __launch_bounds__(B16_THREADS)
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int wi = warp / 2 * 32, wj = warp % 2 * 32;
     float sum[2][4][4] = {};
-    a += blockIdx.z * g.stride_a;
-    b += blockIdx.z * g.stride_b;
     for (int64_t p0 = 0; p0 < g.k; p0 += B16_DEEP) {
         load_tile<B16_WIDE, B16_DEEP, B16_THREADS>(
             a, g.lda, g.at, i0, p0, g.m, g.k,
@@ -119,8 +111,6 @@ CU_KERNEL void __launch_bounds__(B16_THREADS)
         }
         __syncthreads();
     }
-    c += blockIdx.z * g.stride_c;
-    if (add) add += blockIdx.z * g.stride_c;
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 4; j++)
             for (int r = 0; r < 4; r++) {
@@ -149,30 +139,18 @@ static void launch(struct exec *x, const struct cu_gemm *g, const struct gemm_ar
                   add, g->bias, g->tbias);
 }
 
-/* A grid holds at most GRID_YZ products; more go in several launches. */
 static void own_gemm(struct exec *x, const struct cu_gemm *g)
 {
-    struct cu_gemm part = *g;
-    const struct gemm_args args = {g->m,        g->n,        g->k,  g->lda, g->ldb,   g->ldc,
-                                   g->stride_a, g->stride_b, g->stride_c,
-                                   g->at,       g->bt,       g->accum, g->alpha};
+    const struct gemm_args args = {g->m,   g->n,  g->k,  g->lda,   g->ldb,
+                                   g->ldc, g->at, g->bt, g->accum, g->alpha};
     int tile = g->ta == DT_F32 && g->m > 64 && g->n > 64 ? 128 : 64;
-    for (int64_t from = 0; from < g->batch; from += GRID_YZ) {
-        int64_t n = min64(GRID_YZ, g->batch - from);
-        size_t c = (size_t)(from * g->stride_c) * dtype_size(g->tc);
-        dim3 grid((unsigned)tiles(g->m, tile), (unsigned)tiles(g->n, tile), (unsigned)n);
-        part.a = (const char *)g->a + (size_t)(from * g->stride_a) * dtype_size(g->ta);
-        part.b = (const char *)g->b + (size_t)(from * g->stride_b) * dtype_size(g->tb);
-        part.c = (char *)g->c + c;
-        part.add = g->add ? (const char *)g->add + c : NULL;
-        CU_ANY(g->tb, TB, CU_COMPUTE(g->tc, TC, (launch<TB, TC>(x, &part, args, grid))));
-    }
+    dim3 grid((unsigned)tiles(g->m, tile), (unsigned)tiles(g->n, tile));
+    CU_ANY(g->tb, TB, CU_COMPUTE(g->tc, TC, (launch<TB, TC>(x, g, args, grid))));
 }
 
 int cu_gemm(struct exec *x, const struct cu_gemm *from, struct err *e)
 {
     struct cu_gemm g = *from;
-    if (g.batch == 0) g.batch = 1;
     if (g.lda == 0) g.lda = g.at ? g.m : g.k;
     if (g.ldb == 0) g.ldb = g.bt ? g.k : g.n;
     if (g.ldc == 0) g.ldc = g.n;

@@ -219,20 +219,18 @@ static inline unsigned cu_blocks(int64_t n, int64_t piece)
 
 /* ---- products ---- */
 
-/* C[m,n] = alpha op(A) op(B) (+ C) (+ bias) (+ add), row-major; `batch` of them, strides in
- * elements. op(A) is [m,k]: stored as [m,k], or with at as [k,m]; op(B) is [k,n]: stored as [k,n],
+/* C[m,n] = alpha op(A) op(B) (+ C) (+ bias) (+ add), row-major. op(A) is [m,k]: stored as [m,k], or with at as [k,m]; op(B) is [k,n]: stored as [k,n],
  * or with bt as [n,k]. lda, ldb, ldc: elements from row to row of what is stored. Sums in f32.
  * A's type is that of the arithmetic: f32, or bf16 on tensor cores. B may be of another (f32, bf16,
  * f16) and is then converted by tile. The same type on both sides goes to cuBLASLt where that was
  * found, all else to the kernels of gemm.cu. k = 0 gives bias + add. */
 struct cu_gemm {
-    int64_t m, n, k, batch; /* batch 0 counts as 1 */
+    int64_t m, n, k;
     const void *a, *b;
     void *c;
     enum dtype ta, tb, tc;     /* ta, tc: f32 or bf16 */
     bool at, bt;
     int64_t lda, ldb, ldc;     /* 0: dense */
-    int64_t stride_a, stride_b, stride_c;
     float alpha;
     bool accum;                /* C += */
     const void *bias;          /* [n] of type tbias, or NULL */

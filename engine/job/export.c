@@ -119,7 +119,7 @@ static int check(struct exporter *x, const char *name, const char *dir, const ch
     const struct session_options o = {.dir = dir, .random = adapter && j->random,
                                       .seed = j->seed, .threads = j->threads};
     enum dtype stored = adapter ? DT_F32 : model_stored(m, m->params.items[0]);
-    double limit = stored == DT_F32 ? 1e-4 : stored == DT_F16 ? 2e-2 : 1e-1;
+    double limit = stored == DT_BF16 || j->bf16 ? 1e-1 : stored == DT_F16 ? 2e-2 : 1e-4;
     double diff = 0, norm = 0, worst = 0;
     struct session s = {0};
     float *got = NULL;
@@ -263,8 +263,8 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     const struct job *j = &x->r->job;
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
-                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name, "method",
-                        j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
+                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name,
+                        "method", j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
                         "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
                         "settings", j->settings);
     if (!o || jx_set(json_object_get(o, "model"), "files", base_hashes(x->r, e), e) ||
@@ -301,7 +301,8 @@ int export_run(struct run *r, struct err *e)
     char path[FS_PATH_MAX];
     int rc = -1;
     run_progress(r, "exporting");
-    if (fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
+    if (exec_pull(r->session.exec, &r->session.model->params, e) ||
+        fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
         fs_rmtree(x.tmp, e) || fs_rmtree(path, e) || fs_mkdirs(x.tmp, e) || fill(&x, e))
         goto out;
     if (CRASHPOINT("job.before_result")) {

@@ -98,14 +98,26 @@ bad_training:
     return err_wrap(e, "training file");
 }
 
+/* What is free on a GPU, which others use too; all that a machine has. */
+static int check_memory(const struct run *r, int64_t need, struct err *e)
+{
+    int64_t have = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), total;
+    struct exec *x = r->session.exec;
+    if (x->device->ops) x->device->ops->memory(x, &have, &total);
+    if (have <= 0 || need <= have) return 0;
+    return err_set(e, E_DEVMEM, "the job needs %lld MiB of memory, %s has %lld: lower batch_size or "
+                   "max_length", (long long)(need >> 20),
+                   x->device->ops ? "the GPU" : "the machine", (long long)(have >> 20));
+}
+
 int run_load(struct run *r, bool plan_only, struct err *e)
 {
     const struct job *j = &r->job;
     const struct session_options so = {.dir = j->model_path, .random = j->random,
-                                       .seed = j->seed, .threads = plan_only ? 0 : j->threads};
+                                       .seed = j->seed, .threads = plan_only ? 0 : j->threads,
+                                       .device = j->device, .bf16 = j->bf16};
     struct adaptation *a = &r->session.adapt;
     struct run_estimate need;
-    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     buf_init(&r->state.csv, CSV_MAX_BYTES);
     r->state.train_loss = r->state.valid_loss = r->state.valid_accuracy = NAN;
     r->state.before_loss = r->state.before_accuracy = NAN;
@@ -128,11 +140,7 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     };
     if (plan_only) return 0;
     if (run_estimate(r, &need, e)) return -1;
-    if (memory > 0 && need.peak_bytes > memory)
-        return err_set(e, E_DEVMEM,
-                       "the job needs %lld MiB of memory, the machine has %lld: lower batch_size"
-                       " or max_length", (long long)(need.peak_bytes >> 20),
-                       (long long)(memory >> 20));
+    if (check_memory(r, need.peak_bytes, e)) return -1;
     if (model_alloc(r->session.model, e)) return -1;
     return a->method->init(a, e);
 }

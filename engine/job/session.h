@@ -20,11 +20,16 @@ struct session {
     struct graphs graphs;
 };
 
+/* Where to compute: the CPU, a GPU, or a GPU if there is one that can be used. */
+enum session_device { SESSION_CPU, SESSION_CUDA, SESSION_AUTO };
+
 struct session_options {
     const char *dir;
     bool random;
     uint64_t seed;
     int threads; /* >= 1; 0: no exec, for planning alone */
+    enum session_device device;
+    bool bf16;   /* activations in bf16, on a device that has it; else f32 */
     bool images; /* a model that reads no text is fine, and has no tokenizer */
 };
 
