@@ -56,3 +56,9 @@ $(B)/libgraft_cudaemu.so: $(EMU_OBJ)
 # What the loader finds instead of NVIDIA's library when LD_LIBRARY_PATH names the build folder.
 $(B)/libcublasLt.so.13: tests/cudaemu/fake_lt.cc $(B)/libgraft_cudaemu.so
 	$(CXX) $(EMU_FLAGS) -fvisibility=default -shared -o $@ $< $(B)/libgraft_cudaemu.so -Wl,-rpath,'$$ORIGIN'
+
+# Tests that need a CUDA library at run time; they link no service.
+CU_TEST := $(patsubst %.c,$(B)/%,$(wildcard tests/cudaemu/*_test.c))
+CU_TEST_LIB := $(patsubst %.c,$(B)/%.o,$(wildcard engine/op/ref/*.c tests/op/optest*.c))
+$(CU_TEST): %: %.o $(CU_TEST_LIB) $(B)/libengine.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(B)/libengine.a $(LIBS) -lcmocka
