@@ -1,6 +1,6 @@
 /* LoRA on a GPU in bf16 beside PyTorch: speed of a training step, memory, and what each kernel
  * reaches.
- * usage: bench_gpu [NAME [ROUNDS]]     NAME: llama1b (default), or toy, which an emulation can run
+ * usage: bench_gpu [NAME [ROUNDS]]   NAME: llama1b (default), or toy, which an emulation can run
  *
  * A step is forward, backward, clipping to norm 1 and AdamW on random tokens without padding. graft
  * and PyTorch (peer_gpu.py, run by PYTHON) take turns on the same GPU, step by step; WARM rounds are
