@@ -128,13 +128,19 @@ CU_FN float quad_sum(float x)
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+/* n rows of memory, ld apart, D wide. */
+struct place {
+    half *p;
+    int64_t ld, D;
+    int n;
+};
+
 /* Writes the warp's 16 rows of a result, times k[row]: through its rows of a tile that nobody else
  * reads, so that memory is written by whole chunks. */
 template <int DP>
-CU_FN void drain(half *tile, const float o[DP / 8][4], const float k[2], half *p, int64_t ld,
-                 int n, int64_t D)
+CU_FN void drain(half *tile, const float o[DP / 8][4], const float k[2], struct place m)
 {
-    const bool whole = D % 8 == 0 && (uintptr_t)p % 16 == 0;
+    const bool whole = m.D % 8 == 0 && (uintptr_t)m.p % 16 == 0;
     CU_UNROLL
     for (int c = 0; c < DP / 8; c++)
         for (int i = 0; i < 2; i++) {
@@ -145,13 +151,13 @@ CU_FN void drain(half *tile, const float o[DP / 8][4], const float k[2], half *p
     for (int i = (int)threadIdx.x % 32; i < STRIP * (DP / 8); i += 32) {
         const int r = warp_row() + i / (DP / 8), c = i % (DP / 8);
         const half *from = chunk<DP>(tile, r, c);
-        half *to = p + r * ld + 8 * c;
-        if (r >= n || 8 * c >= D) continue;
+        half *to = m.p + r * m.ld + 8 * c;
+        if (r >= m.n || 8 * c >= m.D) continue;
         if (whole) {
             *(uint4 *)to = *(const uint4 *)from;
             continue;
         }
-        for (int j = 0; j < 8 && 8 * c + j < D; j++) to[j] = from[j];
+        for (int j = 0; j < 8 && 8 * c + j < m.D; j++) to[j] = from[j];
     }
 }
 
@@ -261,7 +267,7 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_forward(struct a
             a.lse_out[(at + lane_row(i) * ldq) / a.D] = (m.top[i] + log2f(m.sum[i])) / LOG2E;
     }
     __syncthreads();
-    if (a.o) drain<DP>(q, o, norm, (half *)a.o + at, ldq, t.n, a.D);
+    if (a.o) drain<DP>(q, o, norm, place{(half *)a.o + at, ldq, a.D, t.n});
 }
 
 /* ---- backward ---- */
@@ -330,7 +336,7 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_dq(struct attn a
     }
     cu_cp_async_wait<0>();
     __syncthreads();
-    drain<DP>(q, dq, scale, (half *)a.dq + at, ldq, t.n, a.D);
+    drain<DP>(q, dq, scale, place{(half *)a.dq + at, ldq, a.D, t.n});
 }
 
 /* Scores lie the other way round: rows are keys, columns queries. */
@@ -373,8 +379,8 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dkv(struct attn a)
     }
     cu_cp_async_wait<0>();
     __syncthreads();
-    if (a.dk) drain<DP>(k, dk, scale, (half *)a.dk + at, ldk, t.n, a.D);
-    if (a.dv) drain<DP>(v, dv, one, (half *)a.dv + at, ldk, t.n, a.D);
+    if (a.dk) drain<DP>(k, dk, scale, place{(half *)a.dk + at, ldk, a.D, t.n});
+    if (a.dv) drain<DP>(v, dv, one, place{(half *)a.dv + at, ldk, a.D, t.n});
 }
 
 /* ---- launches ---- */
