@@ -39,7 +39,7 @@ endif
 
 # The kernels and the emulation under AddressSanitizer; the engine beside them is that of $(B).
 EMU_SAN := -fsanitize=address,alignment -fno-sanitize-recover=alignment -fno-omit-frame-pointer
-EMU_FLAGS := -std=c++17 -O1 -g -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' -DCUDA_EMU \
+EMU_FLAGS := -std=c++17 -O2 -g -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' -DCUDA_EMU \
              -fPIC -fvisibility=hidden -Wall -Wextra $(if $(CI),-Werror) $(FPFLAGS) $(EMU_SAN)
 EMU_OBJ := $(CU_SRC:engine/cuda/%.cu=$(B)/cudaemu/%.o) $(B)/cudaemu/emu.o $(B)/cudaemu/rt.o \
            $(CU_C:%.c=$(B)/pic/%.o)
