@@ -135,11 +135,6 @@ CU_FN void cu_store4(struct bf16 *p, const float v[4])
     *(uint2 *)p = make_uint2(cu_pack_bf16(v[0], v[1]), cu_pack_bf16(v[2], v[3]));
 }
 
-template <typename T> static inline bool cu_aligned4(const T *p)
-{
-    return (uintptr_t)p % (4 * sizeof(T)) == 0;
-}
-
 /* The body once per element type, with T naming it. `any` inputs: CU_ANY; compute tensors
  * (f32 or bf16): CU_COMPUTE. Braces around the body. */
 #define CU_COMPUTE(type, T, ...)                             \
