@@ -37,8 +37,10 @@ endif
 
 # ---- emulation ----
 
-EMU_FLAGS := -std=c++17 -O1 -g -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' -DCUDA_EMU \
-             -fPIC -fvisibility=hidden -Wall -Wextra $(if $(CI),-Werror) $(FPFLAGS) $(SAN)
+# The kernels and the emulation under AddressSanitizer; the engine beside them is that of $(B).
+EMU_SAN := -fsanitize=address,alignment -fno-sanitize-recover=alignment -fno-omit-frame-pointer
+EMU_FLAGS := -std=c++17 -O2 -g -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' -DCUDA_EMU \
+             -fPIC -fvisibility=hidden -Wall -Wextra $(if $(CI),-Werror) $(FPFLAGS) $(EMU_SAN)
 EMU_OBJ := $(CU_SRC:engine/cuda/%.cu=$(B)/cudaemu/%.o) $(B)/cudaemu/emu.o $(B)/cudaemu/rt.o \
            $(CU_C:%.c=$(B)/pic/%.o)
 
@@ -51,14 +53,32 @@ $(B)/cudaemu/%.o: tests/cudaemu/%.cc
 	$(CXX) $(EMU_FLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/libgraft_cudaemu.so: $(EMU_OBJ)
-	$(CXX) -shared $(SAN) -o $@ $^
+	$(CXX) -shared $(EMU_SAN) -o $@ $^
 
-# What the loader finds instead of NVIDIA's library when LD_LIBRARY_PATH names the build folder.
-$(B)/libcublasLt.so.13: tests/cudaemu/fake_lt.cc $(B)/libgraft_cudaemu.so
-	$(CXX) $(EMU_FLAGS) -fvisibility=default -shared -o $@ $< $(B)/libgraft_cudaemu.so -Wl,-rpath,'$$ORIGIN'
+# What the loader finds instead of NVIDIA's library when LD_LIBRARY_PATH names its folder.
+$(B)/cudaemu/libcublasLt.so.13: $(B)/cudaemu/fake_lt.o $(B)/libgraft_cudaemu.so
+	$(CXX) -shared $(EMU_SAN) -o $@ $^ -Wl,-rpath,'$$ORIGIN/..'
 
-# Tests that need a CUDA library at run time; they link no service.
-CU_TEST := $(patsubst %.c,$(B)/%,$(wildcard tests/cudaemu/*_test.c))
-CU_TEST_LIB := $(patsubst %.c,$(B)/%.o,$(wildcard engine/op/ref/*.c tests/op/optest*.c))
-$(CU_TEST): %: %.o $(CU_TEST_LIB) $(B)/libengine.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(B)/libengine.a $(LIBS) -lcmocka
+# ---- tests ----
+
+# They take whatever CUDA library GRAFT_CUDA_LIB names, and link no service. For the emulation the
+# program must bring the sanitizer.
+CU_TEST_SRC := $(wildcard tests/cudaemu/*_test.c)
+CU_TEST := $(CU_TEST_SRC:%.c=$(B)/%)
+CU_TEST_LIB := $(patsubst %.c,$(B)/%.o,$(wildcard engine/op/ref/*.c tests/op/optest*.c) \
+                 tests/lib/toy_llama.c tests/lib/jobdir.c)
+
+$(CU_TEST): $(B)/%: $(B)/%.o $(CU_TEST_LIB) $(B)/libengine.a
+	$(CC) $(LDFLAGS) $(CU_TEST_SAN) -o $@ $^ $(B)/libengine.a $(LIBS) -lcmocka
+
+# The emulation's own test holds it in itself.
+$(B)/tests/cudaemu/emu_test: $(addprefix $(B)/cudaemu/,emu_test.o emu.o rt.o)
+	@mkdir -p $(@D)
+	$(CXX) $(LDFLAGS) $(EMU_SAN) -o $@ $^ -lcmocka
+
+.PHONY: check-cudaemu cudaemu-bins
+cudaemu-bins: CU_TEST_SAN := $(EMU_SAN)
+cudaemu-bins: $(CU_TEST) $(B)/tests/cudaemu/emu_test $(B)/cudaemu/libcublasLt.so.13
+check-cudaemu:
+	$(MAKE) -j$$(nproc) cudaemu-bins
+	bash tests/cudaemu/run.sh $(B)

@@ -389,6 +389,7 @@ int exec_call(struct exec *x, int op, const struct step *s, struct err *e)
 {
     const struct device_ops *ops = x->device->ops;
     bool replayed = false;
+    unbind(x);
     if (ops && ops->begin(x, 0, &replayed, e)) return -1;
     int rc = x->device->table[op](s, x, e);
     struct err late = ERR_INIT;
