@@ -14,7 +14,7 @@ CU_OBJ := $(CU_SRC:%.cu=$(B)/%.o) $(CU_C:%.c=$(B)/pic/%.o)
 # Compute capability 8.0 and 9.0 as machine code, everything newer through PTX.
 CU_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 CU_FLAGS := -std=c++17 -O3 -I. -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' $(CU_ARCH) \
-            -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-ffp-contract=off $(if $(CI),-Werror all-warnings)
+            -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-ffp-contract=off -Xptxas -warn-spills $(if $(CI),-Werror all-warnings)
 # Where bits must be those of the CPU no product is fused with a sum (mathx.h); matrix products and
 # attention may.
 CU_FUSED := gemm k_attn k_attn_bwd k_attn_mma

@@ -276,24 +276,24 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_forward(struct a
 struct query {
     struct span range; /* empty past the end */
     float lse, delta;  /* lse in units of log2 */
-    int64_t bias;      /* of its row, for key 0 */
+    int t;
 };
 
 CU_FN struct query query_at(const struct attn *a, const struct attn_tile *t, int i)
 {
     if (i >= t->n) return {{0, 0}, 0, 0, 0};
     const int64_t at = (t->b * a->T + t->at + i) * a->H + t->h;
-    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at],
-            (t->h * a->T + t->at + i) * a->S};
+    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at], (int)t->at + i};
 }
 
 /* From a product q k and a product dy v: the probability *p, and its gradient with respect to the
  * score in *dp. */
-CU_FN void probability(const struct attn *a, const struct query *q, int key, float *p, float *dp)
+CU_FN void probability(const struct attn *a, int64_t h, const struct query *q, int key, float *p,
+                       float *dp)
 {
     const bool seen = key >= q->range.lo && key < q->range.hi;
     float s = *p * (a->scale * LOG2E);
-    if (a->bias && seen) s += LOG2E * vec_any(a->bias, a->bias_type, q->bias + key);
+    if (a->bias && seen) s += LOG2E * attn_bias(a, h, q->t, key);
     *p = seen ? exp2f(s - q->lse) : 0.0f;
     *dp = seen ? *p * (*dp - q->delta) : 0.0f;
 }
@@ -331,7 +331,7 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_dq(struct attn a
         CU_UNROLL
         for (int j = 0; j < BN / 8; j++)
             for (int i = 0; i < 4; i++)
-                probability(&a, &row[i / 2], k0 + lane_column(j, i), &p[j][i], &ds[j][i]);
+                probability(&a, t.h, &row[i / 2], k0 + lane_column(j, i), &p[j][i], &ds[j][i]);
         mix<DP, BN>(dq, ds, k);
     }
     cu_cp_async_wait<0>();
@@ -371,8 +371,8 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dkv(struct attn a)
             CU_UNROLL
             for (int j = 0; j < BN / 8; j++)
                 for (int i = 0; i < 4; i++)
-                    probability(&a, &columns[lane_column(j, i)], (int)t.at + lane_row(i / 2),
-                                &p[j][i], &ds[j][i]);
+                    probability(&a, u.h, &columns[lane_column(j, i)],
+                                (int)t.at + lane_row(i / 2), &p[j][i], &ds[j][i]);
             mix<DP, BN>(dv, p, dy);
             mix<DP, BN>(dk, ds, q);
         }

@@ -1,9 +1,9 @@
 /* LINEAR and its gradients: each is one product (cu_gemm). With attrs.wt the weight is stored
  * [K,M] instead of [M,K], which only turns a factor round.
  *
- * A weight or bias of another type than the activations (an f32 master in a bf16 pass, a frozen bf16
- * weight in an f32 pass) is converted first, into the workspace (cuda_ws): that costs a fraction of
- * what the product gains from factors of one type. */
+ * A weight or bias of another type than the activations (an f32 master in a bf16 pass, a frozen
+ * bf16 weight in an f32 pass) is converted first, into the workspace (cuda_ws): that costs a
+ * fraction of what the product gains from factors of one type. */
 #include "engine/cuda/vec.cuh"
 
 static const struct attrs_linear *attrs_of(const struct step *s)
@@ -21,7 +21,7 @@ int cuda_linear(const struct step *s, struct exec *x, struct err *e)
     g.m = s->tin[0]->shape[0];
     g.k = s->tin[0]->shape[1];
     g.n = s->tin[1]->shape[wt ? 1 : 0];
-    g.ta = g.tb = g.tc = g.tbias = t;
+    g.t = g.tc = t;
     g.a = s->in[0];
     g.b = vec_input(s, 1, t, x, &ws);
     g.bt = !wt;
@@ -43,7 +43,7 @@ int cuda_linear_dx(const struct step *s, struct exec *x, struct err *e)
     g.m = s->tin[0]->shape[0];
     g.k = s->tin[0]->shape[1];
     g.n = s->tin[1]->shape[wt ? 0 : 1];
-    g.ta = g.tb = g.tc = t;
+    g.t = g.tc = t;
     g.a = s->in[0];
     g.b = vec_input(s, 1, t, x, &ws);
     g.bt = wt;
@@ -62,7 +62,7 @@ int cuda_linear_dw(const struct step *s, struct exec *x, struct err *e)
     g.m = s->tin[left]->shape[1];
     g.k = s->tin[left]->shape[0];
     g.n = s->tin[right]->shape[1];
-    g.ta = g.tb = s->tin[0]->dtype;
+    g.t = s->tin[0]->dtype;
     g.tc = DT_F32;
     g.a = s->in[left];
     g.at = true;

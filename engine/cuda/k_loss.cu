@@ -189,9 +189,8 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
     g.n = V;
     g.k = C;
     g.a = rows;
-    g.ta = t;
+    g.t = t;
     g.b = w->w;
-    g.tb = t;
     g.bt = true;
     g.c = w->logits;
     g.tc = DT_F32;
@@ -202,7 +201,7 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
     tally(x, w, n, r0 == 0);
     g = {};
     g.a = w->logits;
-    g.ta = t;
+    g.t = t;
     g.lda = w->ld * (int64_t)sizeof(float) / size;
     g.alpha = 1;
     if (s->out[1]) { /* dx = gradient w */
@@ -210,7 +209,6 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
         g.n = C;
         g.k = V;
         g.b = w->w;
-        g.tb = t;
         g.c = (char *)s->out[1] + r0 * C * size;
         g.tc = t;
         g.accum = accumulates(s, 1);
@@ -222,7 +220,6 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
         g.k = n;
         g.at = true;
         g.b = rows;
-        g.tb = t;
         g.c = s->out[2];
         g.tc = DT_F32;
         g.accum = accumulates(s, 2) || r0 > 0;

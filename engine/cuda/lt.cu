@@ -75,7 +75,7 @@ static struct lt_key key_of(const struct cu_gemm *g)
     memset(&k, 0, sizeof k); /* padding counts in the hash */
     k.m = g->m, k.n = g->n, k.k = g->k;
     k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc;
-    k.ta = g->ta == DT_F32 ? LT_R_32F : LT_R_16BF;
+    k.ta = g->t == DT_F32 ? LT_R_32F : LT_R_16BF;
     k.tc = g->tc == DT_F32 ? LT_R_32F : LT_R_16BF;
     k.at = g->at, k.bt = g->bt;
     k.bias = g->bias != NULL;
@@ -167,8 +167,7 @@ int lt_gemm(struct exec *x, const struct cu_gemm *g, struct err *e)
     struct lt_state *l = &state_of(x)->lt;
     const float beta = g->accum || g->add ? 1.0f : 0.0f;
     const void *c = g->add ? g->add : g->c;
-    if (!l->handle || g->ta != g->tb || (g->accum && g->add)) return 1;
-    if (g->bias && g->tbias != g->tc) return 1;
+    if (!l->handle || (g->accum && g->add)) return 1;
     struct lt_plan *p = find(l, g);
     if (!p) return err_set(e, E_DEVICE, "cuBLASLt refuses to describe a product");
     if (p->none) return 1;
