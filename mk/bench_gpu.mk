@@ -12,4 +12,5 @@ bench-gpu: $(BENCH_GPU) $(B)/libgraft_cuda.so
 	  GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cuda.so) $(BENCH_GPU) $(NAME)
 
 bench-gpu-toy: $(BENCH_GPU) $(B)/libgraft_cudaemu.so
-	PYTHON=false GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cudaemu.so) $(BENCH_GPU) toy 2
+	PYTHON=false GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cudaemu.so) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BENCH_GPU) toy 2
