@@ -2,8 +2,7 @@
 # make bench-gpu-toy: the same program at toy size in the emulation.
 BENCH_GPU := $(B)/tests/bench/gpu/bench_gpu
 
-$(BENCH_GPU): $(B)/tests/bench/gpu/bench_gpu.o $(patsubst %,$(B)/tests/bench/%.o,child report trial) \
-              $(B)/libengine.a
+$(BENCH_GPU): $(B)/tests/bench/gpu/bench_gpu.o $(BENCH_OBJ) $(B)/libengine.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 .PHONY: bench-gpu bench-gpu-toy
