@@ -275,7 +275,7 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_forward(struct attn a)
     for (int i = 0; i < 2 * RT; i++) {
         const int row = lane_row<RT>(i);
         if (a.lse_out && row < t.n && threadIdx.x % 4 == 0)
-            a.lse_out[(at + row * ldq) / a.D] = (top[i] + log2f(sum[i])) / LOG2E;
+            a.lse_out[(t.b * a.T + t.at + row) * a.H + t.h] = (top[i] + log2f(sum[i])) / LOG2E;
         sum[i] = sum[i] > 0 ? 1.0f / sum[i] : sum[i]; /* NaN stays */
     }
     __syncthreads();

@@ -2,9 +2,9 @@
  * reaches.
  * usage: bench_gpu [NAME [ROUNDS]]   NAME: llama1b (default), or toy, which an emulation can run
  *
- * A step is forward, backward, clipping to norm 1 and AdamW on random tokens without padding. graft
- * and PyTorch (peer_gpu.py, run by PYTHON) take turns on the same GPU, step by step; WARM rounds are
- * not counted. Both count the device memory that they have allocated, which leaves out the driver's
+ * A step is forward, backward, clipping to norm 1 and AdamW on random tokens without padding.
+ * graft and PyTorch (peer_gpu.py, run by PYTHON) take turns on one GPU, step by step; WARM rounds
+ * are not counted. Both count the device memory that they have allocated, without the driver's
  * own. The speed of products is compared with the largest that this GPU does (peak()).
  */
 #include "engine/base/mem.h"
