@@ -2,8 +2,7 @@
 # make bench-gpu-toy: the same program at toy size in the emulation.
 BENCH_GPU := $(B)/tests/bench/gpu/bench_gpu
 
-$(BENCH_GPU): $(B)/tests/bench/gpu/bench_gpu.o $(patsubst %,$(B)/tests/bench/%.o,child report trial) \
-              $(B)/libengine.a
+$(BENCH_GPU): $(B)/tests/bench/gpu/bench_gpu.o $(BENCH_OBJ) $(B)/libengine.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 .PHONY: bench-gpu bench-gpu-toy
@@ -12,4 +11,5 @@ bench-gpu: $(BENCH_GPU) $(B)/libgraft_cuda.so
 	  GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cuda.so) $(BENCH_GPU) $(NAME)
 
 bench-gpu-toy: $(BENCH_GPU) $(B)/libgraft_cudaemu.so
-	PYTHON=false GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cudaemu.so) $(BENCH_GPU) toy 2
+	PYTHON=false GRAFT_CUDA_LIB=$(abspath $(B)/libgraft_cudaemu.so) ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) $(BENCH_GPU) toy 2

@@ -2,9 +2,9 @@
  * reaches.
  * usage: bench_gpu [NAME [ROUNDS]]   NAME: llama1b (default), or toy, which an emulation can run
  *
- * A step is forward, backward, clipping to norm 1 and AdamW on random tokens without padding. graft
- * and PyTorch (peer_gpu.py, run by PYTHON) take turns on the same GPU, step by step; WARM rounds are
- * not counted. Both count the device memory that they have allocated, which leaves out the driver's
+ * A step is forward, backward, clipping to norm 1 and AdamW on random tokens without padding.
+ * graft and PyTorch (peer_gpu.py, run by PYTHON) take turns on one GPU, step by step; WARM rounds
+ * are not counted. Both count the device memory that they have allocated, without the driver's
  * own. The speed of products is compared with the largest that this GPU does (peak()).
  */
 #include "engine/base/mem.h"
@@ -28,28 +28,27 @@ struct job {
     int repeats;   /* of each kernel */
 };
 
+#define LLAMA "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\"," \
+    " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-5, \"initializer_range\": 0.02," \
+    " \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"," \
+    " \"bos_token_id\": 1, \"eos_token_id\": 2,"
+
 static const struct job jobs[] = {
-    {"llama1b",
-     {"{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\","
-      " \"hidden_act\": \"silu\", \"hidden_size\": 2048, \"intermediate_size\": 8192,"
-      " \"num_hidden_layers\": 16, \"num_attention_heads\": 32, \"num_key_value_heads\": 8,"
-      " \"head_dim\": 64, \"vocab_size\": 128256, \"max_position_embeddings\": 131072,"
-      " \"rms_norm_eps\": 1e-5, \"rope_theta\": 500000.0, \"tie_word_embeddings\": true,"
-      " \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0,"
-      " \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0,"
-      " \"original_max_position_embeddings\": 8192}, \"initializer_range\": 0.02,"
-      " \"bos_token_id\": 128000, \"eos_token_id\": 128001, \"torch_dtype\": \"bfloat16\"}",
-      "lora", "{\"r\": 16}", 8, 1024},
-     8192, 20},
-    {"toy",
-     {"{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\","
-      " \"hidden_act\": \"silu\", \"hidden_size\": 64, \"intermediate_size\": 128,"
-      " \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"
-      " \"vocab_size\": 300, \"max_position_embeddings\": 128, \"rms_norm_eps\": 1e-5,"
-      " \"rope_theta\": 10000.0, \"tie_word_embeddings\": true, \"initializer_range\": 0.02,"
-      " \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": \"bfloat16\"}",
-      "lora", "{\"r\": 16}", 2, 48},
-     64, 1},
+    {.name = "llama1b", .side = 8192, .repeats = 20,
+     .graft = {.method = "lora", .settings = "{\"r\": 16}", .B = 8, .T = 1024, .config = LLAMA
+               " \"hidden_size\": 2048, \"intermediate_size\": 8192,"
+               " \"num_hidden_layers\": 16, \"num_attention_heads\": 32,"
+               " \"num_key_value_heads\": 8, \"head_dim\": 64, \"vocab_size\": 128256,"
+               " \"max_position_embeddings\": 131072, \"rope_theta\": 500000.0,"
+               " \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 32.0,"
+               " \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0,"
+               " \"original_max_position_embeddings\": 8192}}"}},
+    {.name = "toy", .side = 64, .repeats = 1,
+     .graft = {.method = "lora", .settings = "{\"r\": 16}", .B = 2, .T = 48, .config = LLAMA
+               " \"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": 2,"
+               " \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"
+               " \"vocab_size\": 300, \"max_position_embeddings\": 128,"
+               " \"rope_theta\": 10000.0}"}},
 };
 
 static void sync(struct exec *x)
