@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROBE_TOKENS = 64, CARD_ROWS = 12 };
+enum { CARD_ROWS = 12 };
 
 struct exporter {
     struct run *r;
@@ -24,10 +24,10 @@ struct exporter {
     struct ids probe;          /* tokens on which models are compared */
     float *trained;            /* [probe.n, V] logits of the trained model */
     json_t *checks;            /* of graft.json */
+    const char *device;
 };
 
-/* In which type a tensor of the result is stored: as in the base. */
-static enum dtype kept(const struct model *m, const struct param *p)
+enum dtype export_dtype(const struct model *m, const struct param *p)
 {
     return m->random ? m->cfg.dtype : p->dtype0;
 }
@@ -36,7 +36,7 @@ static int put_merged(const struct exporter *x, struct st_writer *w, const struc
                       struct err *e)
 {
     const struct adaptation *a = &x->r->session.adapt;
-    enum dtype to = kept(a->model, p);
+    enum dtype to = export_dtype(a->model, p);
     size_t bytes = (size_t)p->count * dtype_size(to);
     int rc = -1;
     float *f = mem_array(p->count, sizeof *f, e);
@@ -59,7 +59,7 @@ static int write_weights(const struct exporter *x, const char *dir, struct err *
     if (!w || st_writer_meta(w, "format", "pt", e)) goto fail;
     for (int i = 0; i < m->ntensors; i++) {
         const struct param *p = m->params.items[i];
-        if (st_writer_add(w, p->name, kept(m, p), p->rank, p->shape, e)) goto fail;
+        if (st_writer_add(w, p->name, export_dtype(m, p), p->rank, p->shape, e)) goto fail;
     }
     for (int i = 0; i < m->ntensors; i++)
         if (put_merged(x, w, m->params.items[i], e)) goto fail;
@@ -119,7 +119,7 @@ static int check(struct exporter *x, const char *name, const char *dir, const ch
     const struct job *j = &x->r->job;
     const struct session_options o = {.dir = dir, .random = adapter && j->random,
                                       .seed = j->seed, .threads = j->threads};
-    enum dtype stored = adapter ? DT_F32 : kept(x->r->session.model,
+    enum dtype stored = adapter ? DT_F32 : export_dtype(x->r->session.model,
                                                 x->r->session.model->params.items[0]);
     double limit = stored == DT_F32 ? 1e-4 : stored == DT_F16 ? 2e-2 : 1e-1;
     double diff = 0, norm = 0, worst = 0;
@@ -180,10 +180,14 @@ static int export_merged(struct exporter *x, struct err *e)
 static int take_probe(struct exporter *x, struct err *e)
 {
     struct example ex = dataset_get(x->r->train, 0);
-    int64_t n = ex.n < PROBE_TOKENS ? ex.n : PROBE_TOKENS;
+    int64_t n = ex.n < EXPORT_PROBE ? ex.n : EXPORT_PROBE;
     if (ids_append(&x->probe, ex.ids, n, e)) return -1;
     x->trained = session_logits(&x->r->session, x->probe.v, n, e);
-    return x->trained ? 0 : -1;
+    if (!x->trained) return -1;
+    x->device = x->r->session.exec->device;
+    exec_free(x->r->session.exec);
+    x->r->session.exec = x->r->session.graphs.exec = NULL;
+    return 0;
 }
 
 static json_t *file_hash(const char *path, struct err *e)
@@ -265,7 +269,7 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     const struct job *j = &x->r->job;
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
-                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device, "method",
+                        "graft", GRAFT_VERSION, "device", x->device, "method",
                         j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
                         "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
                         "settings", j->settings);

@@ -11,7 +11,9 @@ int session_open(struct session *s, const struct session_options *o, struct err 
     char path[FS_PATH_MAX];
     *s = (struct session){0};
     if (!(s->model = model_open(o->dir, &mo, e))) goto fail;
+    size_t before = mem_live();
     if (fs_join(path, o->dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) goto fail;
+    s->tok_bytes = (int64_t)(mem_live() - before);
     if (tok_size(s->tok) > s->model->cfg.vocab_size) {
         err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
                 tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);

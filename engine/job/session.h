@@ -18,6 +18,7 @@ struct session {
     struct tok *tok;
     struct exec *exec;
     struct graphs graphs;
+    int64_t tok_bytes; /* heap of the tokeniser */
 };
 
 struct session_options {
