@@ -332,13 +332,13 @@ static int advise(struct run *r, struct size s, struct estimate_fit *f, struct e
     if (find_batch(r, s, &f->memory, &batch, e) || find_length(r, s, &f->memory, &length, e))
         goto out;
     if (batch)
-        buf_printf(&b, "%sbatch_size=%lld with gradient_accumulation_steps=%lld",
+        buf_printf(&b, "%sbatch_size=%lld and gradient_accumulation_steps=%lld",
                    b.len ? ", or " : "", (long long)batch, (long long)(window / batch));
     if (length) buf_printf(&b, "%smax_length=%lld", b.len ? ", or " : "", (long long)length);
     if (!batch && !length && s.batch > 1) {
         if (find_length(r, (struct size){1, s.length, s.used}, &f->memory, &length, e)) goto out;
         if (length)
-            buf_printf(&b, "%sbatch_size=1 with gradient_accumulation_steps=%lld and"
+            buf_printf(&b, "%sbatch_size=1, gradient_accumulation_steps=%lld and"
                        " max_length=%lld", b.len ? ", or " : "", (long long)window,
                        (long long)length);
     }

@@ -64,8 +64,8 @@ int ckpt_resume(struct run *r, struct err *e);
 /* Removes what a crash left unfinished. */
 int ckpt_sweep(const char *job_dir, struct err *e);
 
-/* export.c: result/, checked against the trained model before it is published. Ends r->session.exec:
- * the step buffer must not stand beside a second model. */
+/* export.c: result/, checked against the trained model before it is published. Frees the session's
+ * exec: the step buffer must not stand beside a second model. */
 int export_run(struct run *r, struct err *e);
 enum { EXPORT_PROBE = 64 }; /* tokens on which a result is compared with the trained model */
 /* In which type a tensor of the result is stored: as in the base. */

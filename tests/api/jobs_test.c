@@ -420,6 +420,8 @@ static void methods_and_plans_come_from_the_engine(void **state)
     a = server_post(&server, "/v1/plans", body);
     if (a.status != 200) fail_msg("plan: %s", a.body);
     assert_true(json_integer_value(answer_get(&a, "peak_bytes")) > 10000);
+    assert_true(json_real_value(answer_get(&a, "seconds")) > 0); /* measured in the sandbox */
+    assert_true(json_is_true(answer_get(&a, "fits")));
     answer_clear(&a);
     a = server_get(&server, "/v1/fine_tuning/jobs?limit=100");
     assert_true(json_array_size(answer_get(&a, "data")) < 100);

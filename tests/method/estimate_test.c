@@ -63,14 +63,15 @@ static json_t *plan_of(const struct fixture *f, const char *dir)
     return p;
 }
 
-/* ---- bytes that graft counts itself ------------------------------------------------------------ */
+/* ---- bytes that graft counts itself ---------------------------------------------------------- */
 
 static struct run *load(const char *dir, enum engine_exit want, struct err *e)
 {
     struct run *r = mem_zalloc(sizeof *r, e);
     r->attempt = 1;
     snprintf(r->dir, sizeof r->dir, "%s", dir);
-    if (journal_open(&r->journal, dir, 1, NULL, e) || job_load(&r->job, dir, e)) fail_msg("%s", e->msg);
+    if (journal_open(&r->journal, dir, 1, NULL, e) || job_load(&r->job, dir, e))
+        fail_msg("%s", e->msg);
     if (run_load(r, false, e)) assert_int_equal(run_exit_code(e), want);
     else assert_int_equal(want, EXIT_DONE);
     return r;
@@ -151,7 +152,7 @@ static void the_result_has_the_size_that_was_planned(void **state)
     json_decref(p);
 }
 
-/* ---- bytes that the kernel counts --------------------------------------------------------------- */
+/* ---- bytes that the kernel counts ------------------------------------------------------------ */
 
 static void put(const char *dir, const char *name, const char *text)
 {
@@ -258,7 +259,7 @@ static void the_peak_is_within_2_percent_of_the_measured_one(void **state)
     check_peak(f, "mapped weights, all trained", dir);
 }
 
-/* ---- what does not fit --------------------------------------------------------------------------- */
+/* ---- what does not fit ----------------------------------------------------------------------- */
 
 static void allow(int64_t mib)
 {
@@ -275,7 +276,7 @@ static int64_t peak_mib(const struct fixture *f, const char *dir)
     return (peak + (1 << 20) - 1) >> 20;
 }
 
-/* Rows of equal length, 256 of them. */
+/* Rows of equal length, 512 of them: policies differ by many MiB. */
 static void wide_job(const struct fixture *f, const char *name, const char *settings,
                      char dir[FS_PATH_MAX])
 {
@@ -283,7 +284,7 @@ static void wide_job(const struct fixture *f, const char *name, const char *sett
     char text[4096];
     snprintf(dir, FS_PATH_MAX, "%s/%s", f->root, name);
     buf_init(&rows, 1 << 20);
-    for (int i = 0; i < 256; i++)
+    for (int i = 0; i < 512; i++)
         buf_printf(&rows, "{\"text\": \"%03d a quick brown fox jumps over dogs\"}\n", i);
     put(dir, "rows.jsonl", buf_str(&rows));
     buf_clear(&rows);
@@ -302,7 +303,7 @@ static void the_first_policy_that_fits_is_taken(void **state)
     char dir[FS_PATH_MAX], name[16], settings[160];
     int64_t peak[3];
     for (int i = 0; i < 3; i++) {
-        snprintf(settings, sizeof settings, "\"batch_size\": 256, \"recompute\": \"%s\"",
+        snprintf(settings, sizeof settings, "\"batch_size\": 512, \"recompute\": \"%s\"",
                  policies[i]);
         wide_job(f, policies[i], settings, dir);
         peak[i] = peak_mib(f, dir);
@@ -312,7 +313,7 @@ static void the_first_policy_that_fits_is_taken(void **state)
     assert_true(peak[1] < peak[0] - 4 && peak[2] < peak[1] - 4);
     for (int i = 0; i < 3; i++) {
         snprintf(name, sizeof name, "auto-%d", i);
-        wide_job(f, name, "\"batch_size\": 256", dir);
+        wide_job(f, name, "\"batch_size\": 512", dir);
         allow(peak[i] + 2);
         json_t *p = plan_of(f, dir);
         assert_true(json_is_true(json_object_get(p, "fits")));
@@ -334,10 +335,10 @@ static void what_does_not_fit_is_refused_with_settings_that_do(void **state)
     const struct fixture *f = *state;
     struct err e = ERR_INIT;
     char dir[FS_PATH_MAX], result[FS_PATH_MAX], settings[160], msg[sizeof e.msg];
-    wide_job(f, "block", "\"batch_size\": 256, \"recompute\": \"block\"", dir);
+    wide_job(f, "block", "\"batch_size\": 512, \"recompute\": \"block\"", dir);
     int64_t least = peak_mib(f, dir) - 4;
     allow(least);
-    wide_job(f, "refused", "\"batch_size\": 256", dir);
+    wide_job(f, "refused", "\"batch_size\": 512", dir);
     assert_int_equal(engine_run(dir, 1, NULL, &e), EXIT_DEVMEM);
     print_message("%s\n", e.msg);
     snprintf(msg, sizeof msg, "%s", e.msg);
@@ -345,18 +346,18 @@ static void what_does_not_fit_is_refused_with_settings_that_do(void **state)
     snprintf(result, sizeof result, "%s/attempts/1/checkpoints", dir);
     assert_false(fs_exists(result));
     int64_t batch = named(msg, "batch_size="), length = named(msg, "max_length=");
-    assert_int_equal(batch * named(msg, "gradient_accumulation_steps="), 256);
-    assert_true(batch < 256 && batch >= 32 && length >= 8 && length % 8 == 0);
+    assert_int_equal(batch * named(msg, "gradient_accumulation_steps="), 512);
+    assert_true(batch < 512 && batch >= 64 && length >= 8 && length % 8 == 0);
     /* What it advises runs; a little more would not. */
     snprintf(settings, sizeof settings, "\"max_steps\": 1, \"batch_size\": %lld,"
-             " \"gradient_accumulation_steps\": %lld", (long long)batch, 256 / (long long)batch);
+             " \"gradient_accumulation_steps\": %lld", (long long)batch, 512 / (long long)batch);
     wide_job(f, "smaller", settings, dir);
     jobdir_run(dir, 1, NULL, EXIT_DONE);
-    snprintf(settings, sizeof settings, "\"max_steps\": 1, \"batch_size\": 256, \"max_length\":"
+    snprintf(settings, sizeof settings, "\"max_steps\": 1, \"batch_size\": 512, \"max_length\":"
              " %lld", (long long)length);
     wide_job(f, "shorter", settings, dir);
     jobdir_run(dir, 1, NULL, EXIT_DONE);
-    snprintf(settings, sizeof settings, "\"max_steps\": 1, \"batch_size\": 256, \"max_length\":"
+    snprintf(settings, sizeof settings, "\"max_steps\": 1, \"batch_size\": 512, \"max_length\":"
              " %lld", (long long)length + 8);
     wide_job(f, "longer", settings, dir);
     jobdir_run(dir, 1, NULL, EXIT_DEVMEM);
@@ -368,13 +369,13 @@ static void recompute_is_advised_where_it_would_do(void **state)
     const struct fixture *f = *state;
     struct err e = ERR_INIT;
     char dir[FS_PATH_MAX];
-    wide_job(f, "cheap", "\"batch_size\": 256, \"recompute\": \"cheap\"", dir);
+    wide_job(f, "cheap", "\"batch_size\": 512, \"recompute\": \"cheap\"", dir);
     allow(peak_mib(f, dir) + 2);
-    wide_job(f, "kept", "\"batch_size\": 256, \"recompute\": \"none\"", dir);
+    wide_job(f, "kept", "\"batch_size\": 512, \"recompute\": \"none\"", dir);
     assert_int_equal(engine_run(dir, 1, NULL, &e), EXIT_DEVMEM);
     assert_non_null(strstr(e.msg, "it would fit with recompute=block, or batch_size="));
     allow(1);
-    wide_job(f, "hopeless", "\"batch_size\": 256", dir);
+    wide_job(f, "hopeless", "\"batch_size\": 512", dir);
     assert_int_equal(engine_run(dir, 1, NULL, &e), EXIT_DEVMEM);
     assert_non_null(strstr(e.msg, "no batch_size or max_length would fit"));
     setenv("GRAFT_MEMORY", "1G", 1);
@@ -400,7 +401,7 @@ static void memory_that_others_hold_is_worth_a_retry(void **state)
     assert_int_equal(estimate_refuse(&f, &e), 0);
 }
 
-/* ---- time ---------------------------------------------------------------------------------------- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 static void a_device_is_measured_once(void **state)
 {
