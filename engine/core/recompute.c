@@ -185,6 +185,7 @@ static struct tape *begin(const struct tape *t, struct err *e)
     }
     to->ntensors = t->ntensors;
     to->nsegments = t->nsegments;
+    to->compute = t->compute;
     for (int i = 0; i < t->ntensors; i++) {
         to->tensors[i] = t->tensors[i];
         if (t->tensors[i].param == &t->one) to->tensors[i].param = &to->one;

@@ -211,7 +211,7 @@ static int passes(struct maker *m)
 /* Keys and values of the longest sample, beside a full step buffer. */
 static int64_t samples(const struct run *r)
 {
-    const struct hf_config *c = &r->session.model->cfg;
+    const struct model *m = r->session.model;
     const json_t *prompts = json_object_get(r->job.settings, "samples"), *prompt;
     int64_t tokens = 0;
     size_t i;
@@ -219,7 +219,7 @@ static int64_t samples(const struct run *r)
         tokens = most(tokens, (int64_t)json_string_length(prompt) +
                                   settings_int(r->job.settings, "sample_max_tokens"));
     tokens = least(tokens, r->max_length);
-    return tokens * 8 * c->num_hidden_layers * c->num_key_value_heads * c->head_dim;
+    return tokens * 8 * m->cache_layers * m->cache_heads * m->cache_width;
 }
 
 /* By then the step buffer is gone, and all weights have been read; a result is compared with the
@@ -231,7 +231,7 @@ static int64_t export_bytes(const struct maker *m)
     int64_t widest = 0;
     for (int i = 0; i < model->ntensors; i++) {
         const struct param *p = model->params.items[i];
-        int64_t width = 4 + (int64_t)dtype_size(export_dtype(model, p));
+        int64_t width = 4 + (int64_t)dtype_size(model_stored(model, p));
         widest = most(widest, p->count * width);
         m->out->merged += p->count * (width - 4);
     }

@@ -27,16 +27,11 @@ struct exporter {
     const char *device;
 };
 
-enum dtype export_dtype(const struct model *m, const struct param *p)
-{
-    return m->random ? m->cfg.dtype : p->dtype0;
-}
-
 static int put_merged(const struct exporter *x, struct st_writer *w, const struct param *p,
                       struct err *e)
 {
     const struct adaptation *a = &x->r->session.adapt;
-    enum dtype to = export_dtype(a->model, p);
+    enum dtype to = model_stored(a->model, p);
     size_t bytes = (size_t)p->count * dtype_size(to);
     int rc = -1;
     float *f = mem_array(p->count, sizeof *f, e);
@@ -59,7 +54,7 @@ static int write_weights(const struct exporter *x, const char *dir, struct err *
     if (!w || st_writer_meta(w, "format", "pt", e)) goto fail;
     for (int i = 0; i < m->ntensors; i++) {
         const struct param *p = m->params.items[i];
-        if (st_writer_add(w, p->name, export_dtype(m, p), p->rank, p->shape, e)) goto fail;
+        if (st_writer_add(w, p->name, model_stored(m, p), p->rank, p->shape, e)) goto fail;
     }
     for (int i = 0; i < m->ntensors; i++)
         if (put_merged(x, w, m->params.items[i], e)) goto fail;
@@ -73,6 +68,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 {
     const struct run *r = x->r;
     const struct job *j = &r->job;
+    const struct model_task *task = r->session.model->arch->task;
     const char *const tags[] = {"graft", j->method->name};
     char license[64] = "", text[CARD_ROWS][80], title[256], usage[800];
     struct card_row rows[CARD_ROWS];
@@ -81,13 +77,16 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
     snprintf(title, sizeof title, "%s%s", j->result_id, adapter ? "-adapter" : "");
     if (adapter)
         snprintf(usage, sizeof usage,
-                 "from peft import AutoPeftModelForCausalLM\n\n"
-                 "model = AutoPeftModelForCausalLM.from_pretrained(\"%s\")\n", title);
+                 "from peft import PeftModel\nfrom transformers import %s\n\n"
+                 "base = %s.from_pretrained(\"%s\")\n"
+                 "model = PeftModel.from_pretrained(base, \"%s\")\n",
+                 task->auto_class, task->auto_class, j->model_id, title);
     else
         snprintf(usage, sizeof usage,
-                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                 "model = AutoModelForCausalLM.from_pretrained(\"%s\")\n"
-                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n", title, title);
+                 "from transformers import %s, AutoTokenizer\n\n"
+                 "model = %s.from_pretrained(\"%s\")\n"
+                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n",
+                 task->auto_class, task->auto_class, title, title);
 #define ROW(label, ...) \
     (snprintf(text[n], sizeof text[n], __VA_ARGS__), \
      rows[n] = (struct card_row){label, text[n]}, n++)
@@ -107,7 +106,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 #undef ROW
     const struct card c = {.title = title, .base_model = j->model_id,
                            .library_name = adapter ? "peft" : "transformers",
-                           .pipeline_tag = "text-generation", .license = license, .tags = tags,
+                           .pipeline_tag = task->pipeline, .license = license, .tags = tags,
                            .ntags = 2, .usage = usage, .rows = rows, .nrows = n};
     return card_write(dir, &c, e);
 }
@@ -117,10 +116,10 @@ static int check(struct exporter *x, const char *name, const char *dir, const ch
                  struct err *e)
 {
     const struct job *j = &x->r->job;
+    const struct model *m = x->r->session.model;
     const struct session_options o = {.dir = dir, .random = adapter && j->random,
                                       .seed = j->seed, .threads = j->threads};
-    enum dtype stored = adapter ? DT_F32 : export_dtype(x->r->session.model,
-                                                x->r->session.model->params.items[0]);
+    enum dtype stored = adapter ? DT_F32 : model_stored(m, m->params.items[0]);
     double limit = stored == DT_F32 ? 1e-4 : stored == DT_F16 ? 2e-2 : 1e-1;
     double diff = 0, norm = 0, worst = 0;
     struct session s = {0};
@@ -183,8 +182,8 @@ static int take_probe(struct exporter *x, struct err *e)
     int64_t n = ex.n < EXPORT_PROBE ? ex.n : EXPORT_PROBE;
     if (ids_append(&x->probe, ex.ids, n, e)) return -1;
     x->trained = session_logits(&x->r->session, x->probe.v, n, e);
-    if (!x->trained) return -1;
-    x->device = x->r->session.exec->device;
+    if (!x->trained || exec_pull(x->r->session.exec, &x->r->session.model->params, e)) return -1;
+    x->device = x->r->session.exec->device->name;
     exec_free(x->r->session.exec);
     x->r->session.exec = x->r->session.graphs.exec = NULL;
     return 0;

@@ -31,6 +31,7 @@ struct graph_key {
 
 struct graph {
     struct graph_key key;
+    const struct model *model; /* borrowed */
     struct tape *tape;
     struct plan *plan;
     struct model_io io;
@@ -68,8 +69,19 @@ struct graph *graphs_bind(struct graphs *gs, const struct graph_key *k, struct e
 /* Drops the graphs that use a cache which is about to go. */
 void graphs_forget(struct graphs *gs, const struct model_cache *cache);
 
-/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. */
+/* Writes what tokens a pass over text reads ([B,T] of the graph's key), where they stand, and what
+ * they attend; all else that the model reads of them is derived from these. */
+int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
+                      const int32_t *pos, const int32_t *range, struct err *e);
+
+/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. For a classifier its target
+ * is [B]. */
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e);
+
+/* The same for a model of images, and for its GRAPH_LOGITS too, which need no labels:
+ * images[B,I,Y,X], labels[B] (-1: counts nothing). */
+int graph_feed_images(struct exec *x, const struct graph *g, const float *images,
+                      const int32_t *labels, float weight, struct err *e);
 
 #endif

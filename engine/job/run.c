@@ -35,7 +35,7 @@ enum engine_exit run_exit_code(const struct err *e)
 
 static int pick_length(struct run *r, struct err *e)
 {
-    int64_t most = hfconfig_max_length(&r->session.model->cfg);
+    int64_t most = r->session.model->max_length;
     r->max_length = settings_int(r->job.settings, "max_length");
     if (r->max_length == 0) r->max_length = most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
     if (r->max_length >= 2 && r->max_length <= most) return 0;
@@ -110,7 +110,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     r->state.before_loss = r->state.before_accuracy = NAN;
     run_progress(r, "loading");
     if (!(r->state.samples = json_array())) return err_set(e, E_NOMEM, "out of memory");
-    if (session_open(&r->session, &so, e) || pick_length(r, e)) return -1;
+    if (session_open(&r->session, &so, e) ||
+        model_expect(r->session.model, &task_causal_lm, e) || pick_length(r, e))
+        return -1;
     *a = (struct adaptation){.method = j->method, .model = r->session.model,
                              .settings = j->settings, .seed = j->seed};
     if (a->method->attach(a, e)) return err_wrap(e, "method %s", j->method->name);

@@ -68,8 +68,6 @@ int ckpt_sweep(const char *job_dir, struct err *e);
  * exec: the step buffer must not stand beside a second model. */
 int export_run(struct run *r, struct err *e);
 enum { EXPORT_PROBE = 64 }; /* tokens on which a result is compared with the trained model */
-/* In which type a tensor of the result is stored: as in the base. */
-enum dtype export_dtype(const struct model *m, const struct param *p);
 
 enum engine_exit run_exit_code(const struct err *e);
 
