@@ -80,7 +80,8 @@ static int record_pass(struct graphs *gs, struct graph *g, struct err *e)
 int graph_make(struct graphs *gs, const struct graph_key *k, int threads, struct graph *g,
                struct err *e)
 {
-    struct plan_options o = {.threads = threads};
+    struct plan_options o = {.threads = threads,
+                             .ws = gs->exec ? gs->exec->device->ws : NULL};
     *g = (struct graph){.key = *k, .model = gs->model};
     if (!(g->tape = tape_new(e))) return -1;
     if (k->kind == GRAPH_UPDATE ? record_update(gs, g, e) : record_pass(gs, g, e)) goto fail;
