@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "engine/base/fault.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/job/estimate.h"
@@ -401,6 +402,40 @@ static void memory_that_others_hold_is_worth_a_retry(void **state)
     assert_int_equal(estimate_refuse(&f, &e), 0);
 }
 
+/* ---- failures -------------------------------------------------------------------------------- */
+
+static void a_failing_call_never_breaks_a_plan(void **state)
+{
+    const struct fixture *f = *state;
+    static const enum fault_class kinds[] = {FAULT_MEM, FAULT_FILE};
+    const char *dir = jobdir_make(f->root, "faults", "lora", "\"recompute\": \"block\"", 1);
+    struct err e = ERR_INIT;
+    char path[FS_PATH_MAX];
+    json_decref(plan_of(f, dir)); /* the device is measured */
+    OK(fs_join(path, dir, "job.json", &e));
+    json_t *job = jx_load_file(path, 1 << 20, &e);
+    size_t live = mem_live();
+    for (int k = 0; k < 2; k++) {
+        fault_arm(kinds[k], INT64_MAX, false);
+        json_decref(engine_plan(job, f->cache, &e));
+        int64_t calls = fault_count(kinds[k]);
+        assert_true(calls > 20);
+        for (int64_t n = 1; n <= calls; n += 1 + (k == 0) * calls / 60) {
+            err_clear(&e);
+            fault_arm(kinds[k], n, false);
+            json_t *p = engine_plan(job, f->cache, &e);
+            fault_arm(kinds[k], 0, false);
+            enum engine_exit code = run_exit_code(&e);
+            if (!p && code != EXIT_TRANSIENT && (k == 0 || code != EXIT_USER))
+                fail_msg("call %lld: %s", (long long)n, e.msg);
+            if (p && !json_is_true(json_object_get(p, "fits"))) fail_msg("call %lld", (long long)n);
+            json_decref(p);
+            assert_int_equal(mem_live(), live);
+        }
+    }
+    json_decref(job);
+}
+
 /* ---- time ------------------------------------------------------------------------------------ */
 
 static void a_device_is_measured_once(void **state)
@@ -459,6 +494,7 @@ int main(void)
         TEST(what_does_not_fit_is_refused_with_settings_that_do),
         TEST(recompute_is_advised_where_it_would_do),
         TEST(memory_that_others_hold_is_worth_a_retry),
+        TEST(a_failing_call_never_breaks_a_plan),
         TEST(a_device_is_measured_once),
         TEST(a_step_takes_the_time_of_its_work),
     };

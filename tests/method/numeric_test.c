@@ -135,8 +135,8 @@ static void in_the_backward_pass(void **state)
     for (int i = 0; i < 2; i++) {
         char settings[80];
         struct err e;
-        snprintf(settings, sizeof settings, "\"max_steps\": 3, \"batch_size\": 1, \"recompute\": \"%s\"",
-                 policies[i]);
+        snprintf(settings, sizeof settings, "\"max_steps\": 3, \"batch_size\": 1,"
+                 " \"recompute\": \"%s\"", policies[i]);
         end_of(*state, steep, settings, &e);
         expect(&e, ": rmsnorm_dx (backward, block 2 of 2, model.layers.1.input_layernorm.weight)"
                    " gave ");

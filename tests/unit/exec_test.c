@@ -282,6 +282,28 @@ static void poison_exposes_what_a_kernel_did_not_write(void **state)
     rig_clear(&r);
 }
 
+static int run_nothing(const struct step *s, struct exec *x, struct err *e)
+{
+    (void)s;
+    (void)x;
+    (void)e;
+    return 0;
+}
+
+/* The kernel's own = and += are all there is. */
+static void no_pass_sets_gradients_to_zero(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    table[OP_LINEAR_DW] = run_nothing;
+    for (int i = 0; i < 3; i++) r.w->grad[i] = 1000.0f;
+    step(&r, 0);
+    step(&r, 1);
+    for (int i = 0; i < 3; i++) assert_true(r.w->grad[i] == 1000.0f);
+    rig_clear(&r);
+}
+
 static void a_nan_is_reported_with_op_node_and_tensor(void **state)
 {
     (void)state;
@@ -414,6 +436,7 @@ int main(void)
         cmocka_unit_test(a_dtype_without_kernels_is_refused_when_bound),
         cmocka_unit_test(what_cannot_run_is_refused_when_bound),
         cmocka_unit_test(poison_exposes_what_a_kernel_did_not_write),
+        cmocka_unit_test(no_pass_sets_gradients_to_zero),
         cmocka_unit_test(a_nan_is_reported_with_op_node_and_tensor),
         cmocka_unit_test(the_lse_of_an_empty_range_may_be_minus_infinity),
         cmocka_unit_test(a_failing_kernel_is_named),
