@@ -315,7 +315,7 @@ static void the_first_policy_that_fits_is_taken(void **state)
     for (int i = 0; i < 3; i++) {
         snprintf(name, sizeof name, "auto-%d", i);
         wide_job(f, name, "\"batch_size\": 512", dir);
-        allow(peak[i] + 2);
+        allow(peak[i] + 3);
         json_t *p = plan_of(f, dir);
         assert_true(json_is_true(json_object_get(p, "fits")));
         assert_string_equal(json_string_value(json_object_get(p, "recompute")), policies[i]);
@@ -371,7 +371,7 @@ static void recompute_is_advised_where_it_would_do(void **state)
     struct err e = ERR_INIT;
     char dir[FS_PATH_MAX];
     wide_job(f, "cheap", "\"batch_size\": 512, \"recompute\": \"cheap\"", dir);
-    allow(peak_mib(f, dir) + 2);
+    allow(peak_mib(f, dir) + 3);
     wide_job(f, "kept", "\"batch_size\": 512, \"recompute\": \"none\"", dir);
     assert_int_equal(engine_run(dir, 1, NULL, &e), EXIT_DEVMEM);
     assert_non_null(strstr(e.msg, "it would fit with recompute=block, or batch_size="));
