@@ -366,8 +366,8 @@ int estimate_fit(struct run *r, struct estimate_fit *out, struct err *e)
     enum recompute first, last, policy;
     *out = (struct estimate_fit){0};
     if (machine_memory("", &out->memory, e) || limit_by_environment(&out->memory, e)) return -1;
-    const struct size s = {r->schedule.batch, least(r->max_length, longest(r->train)),
-                           out->memory.used};
+    const int64_t length = most(longest(r->train), longest(r->valid));
+    const struct size s = {r->schedule.batch, length, out->memory.used};
     allowed(r, &first, &last);
     for (policy = first; policy <= last && !out->fits; policy++) {
         if (estimate_make(r, s, policy, &out->e, e)) return -1;

@@ -64,6 +64,15 @@ static json_t *plan_of(const struct fixture *f, const char *dir)
     return p;
 }
 
+static void put(const char *dir, const char *name, const char *text)
+{
+    struct err e = ERR_INIT;
+    char path[FS_PATH_MAX];
+    OK(fs_mkdirs(dir, &e));
+    OK(fs_join(path, dir, name, &e));
+    OK(fs_write_file(path, text, strlen(text), &e));
+}
+
 /* ---- bytes that graft counts itself ---------------------------------------------------------- */
 
 static struct run *load(const char *dir, enum engine_exit want, struct err *e)
@@ -114,6 +123,32 @@ static void the_parts_are_what_is_allocated(void **state)
     }
 }
 
+/* The largest pass need not be one of training. */
+static void validation_counts_too(void **state)
+{
+    const struct fixture *f = *state;
+    struct err e = ERR_INIT;
+    char dir[FS_PATH_MAX], text[4096];
+    snprintf(dir, sizeof dir, "%s/valid", f->root);
+    put(dir, "short.jsonl", "{\"text\": \"ab\"}\n{\"text\": \"cd\"}\n");
+    put(dir, "long.jsonl", "{\"text\": \"a text that is many times longer than those\"}\n"
+                           "{\"text\": \"and a second one, which is longer than those too\"}\n");
+    snprintf(text, sizeof text,
+             "{\"version\": 1, \"id\": \"ftjob-test\", \"seed\": 1, \"model\": {\"id\": \"t/m\","
+             " \"path\": \"" JOBDIR_MODEL "\", \"init\": \"pretrained\"}, \"method\": \"lora\","
+             " \"settings\": {\"max_steps\": 1, \"batch_size\": 2}, \"training_file\":"
+             " \"%s/short.jsonl\", \"validation_file\": \"%s/long.jsonl\", \"result_id\":"
+             " \"t/o\", \"threads\": 1}", dir, dir);
+    put(dir, "job.json", text);
+    struct run *r = load(dir, EXIT_DONE, &e);
+    struct estimate_fit fit;
+    OK(estimate_fit(r, &fit, &e));
+    assert_int_equal(train_run(r, &e), EXIT_DONE);
+    assert_true(r->session.exec->buffer_bytes <=
+                fit.e.part[PART_ACTIVATIONS] + fit.e.part[PART_WORKSPACE]);
+    unload(r);
+}
+
 static void a_plan_adds_up(void **state)
 {
     const struct fixture *f = *state;
@@ -154,15 +189,6 @@ static void the_result_has_the_size_that_was_planned(void **state)
 }
 
 /* ---- bytes that the kernel counts ------------------------------------------------------------ */
-
-static void put(const char *dir, const char *name, const char *text)
-{
-    struct err e = ERR_INIT;
-    char path[FS_PATH_MAX];
-    OK(fs_mkdirs(dir, &e));
-    OK(fs_join(path, dir, name, &e));
-    OK(fs_write_file(path, text, strlen(text), &e));
-}
 
 /* A Llama of 26 million parameters, most of them in its vocabulary: large and quick. */
 static void make_model(const char *dir)
@@ -488,6 +514,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(the_peak_is_within_2_percent_of_the_measured_one),
         TEST(the_parts_are_what_is_allocated),
+        TEST(validation_counts_too),
         TEST(a_plan_adds_up),
         TEST(the_result_has_the_size_that_was_planned),
         TEST(the_first_policy_that_fits_is_taken),
