@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -143,12 +144,15 @@ struct task {
 
 static int start(struct child *c, const struct task *t, struct err *e)
 {
-    char bytes[24];
+    const char *limit = getenv("GRAFT_MEMORY");
+    char bytes[24], memory[64];
     char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)t->kind, bytes,
                     (char *)(uintptr_t)t->cache_dir, NULL};
     /* The linear algebra library would start a thread per core, each with its own memory. */
-    char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1", NULL};
+    char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1",
+                   limit ? memory : NULL, NULL};
     int fd[2];
+    snprintf(memory, sizeof memory, "GRAFT_MEMORY=%s", limit ? limit : "");
     snprintf(bytes, sizeof bytes, "%lld", (long long)t->bytes);
     if (pipe2(fd, O_CLOEXEC)) return err_sys(e, "cannot make a pipe");
     c->pid = fork();
@@ -288,10 +292,11 @@ static int64_t named_bytes(const char *path)
 json_t *validate_plan(const json_t *job, const char *cache_dir, struct err *e)
 {
     const json_t *model = json_object_get(job, "model");
-    struct task t = {.kind = "plan", .cache_dir = cache_dir,
-                     .bytes = named_bytes(json_string_value(json_object_get(model, "path"))) +
-                              named_bytes(json_string_value(json_object_get(job,
-                                                                            "training_file")))};
+    struct task t = {.kind = "plan", .cache_dir = cache_dir};
+    /* Measuring the device starts a thread per core, each with its stack. */
+    t.bytes = named_bytes(json_string_value(json_object_get(model, "path"))) +
+              named_bytes(json_string_value(json_object_get(job, "training_file"))) +
+              ((int64_t)sysconf(_SC_NPROCESSORS_ONLN) << 24);
     json_t *plan = NULL;
     char *text = jx_dump(job, e);
     t.input = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;

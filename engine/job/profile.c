@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { FILE_MAX = 1 << 20, RUNS = 4, KEY = 192 };
+enum { FILE_MAX = 1 << 20, RUNS = 8, KEY = 192 };
 
 /* ---- measuring ------------------------------------------------------------------------------ */
 
