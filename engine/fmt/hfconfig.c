@@ -50,6 +50,10 @@ int hfconfig_numbers(const json_t *o, const struct hf_number *list, size_t n, vo
 static int read_family(struct hf_config *c, const json_t *o, struct err *e)
 {
     const json_t *list = json_object_get(o, "architectures");
+    if (!hfconfig_given(o, "model_type") && hfconfig_given(o, "architecture")) {
+        c->model_type = "timm";
+        return jx_str(o, "architecture", &c->architecture, e);
+    }
     if (jx_str(o, "model_type", &c->model_type, e)) return -1;
     if (!hfconfig_given(o, "architectures") || json_array_size(list) == 0) return 0;
     c->architecture = json_string_value(json_array_get(list, 0));

@@ -20,8 +20,9 @@
 enum { HF_EOS_MAX = 16, HF_REQUIRED = -1 };
 
 struct hf_config {
-    const char *model_type;   /* borrowed from json */
-    const char *architecture; /* the first of `architectures`, borrowed; NULL: not said */
+    const char *model_type;   /* borrowed from json; "timm" for a config.json of timm */
+    const char *architecture; /* the first of `architectures`, or timm's `architecture`; borrowed;
+                                 NULL: not said */
     int64_t vocab_size;       /* 0: reads no tokens */
     int64_t bos;              /* -1: none */
     int neos;

@@ -174,3 +174,38 @@ int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, flo
     if (exec_write(x, g->io.target, b->target, n, e)) return -1;
     return exec_write(x, g->io.weight, &weight, sizeof weight, e);
 }
+
+static size_t bytes_of(const struct graph *g, int id)
+{
+    const struct tensor *t = &g->tape->tensors[id];
+    return (size_t)t->count * dtype_size(t->dtype);
+}
+
+/* Every patch has its row of the table of positions, and sees all of its image. */
+static int feed_patches(struct exec *x, const struct graph *g, struct err *e)
+{
+    size_t place = bytes_of(g, g->io.place), range = bytes_of(g, g->io.range);
+    int64_t rows = (int64_t)(place / sizeof(int32_t)), tokens = g->model->max_length;
+    int64_t places = rows / g->key.B;
+    int32_t *v = mem_alloc(place > range ? place : range, e);
+    if (!v) return -1;
+    for (int64_t i = 0; i < rows; i++) v[i] = (int32_t)(i % places);
+    int rc = exec_write(x, g->io.place, v, place, e);
+    for (int64_t i = 0; i < g->key.B * tokens; i++) {
+        v[2 * i] = 0;
+        v[2 * i + 1] = (int32_t)tokens;
+    }
+    if (!rc) rc = exec_write(x, g->io.range, v, range, e);
+    mem_free(v);
+    return rc;
+}
+
+int graph_feed_images(struct exec *x, const struct graph *g, const float *images,
+                      const int32_t *labels, float weight, struct err *e)
+{
+    if (exec_write(x, g->io.image, images, bytes_of(g, g->io.image), e) || feed_patches(x, g, e))
+        return -1;
+    if (g->io.target < 0) return 0;
+    if (exec_write(x, g->io.target, labels, bytes_of(g, g->io.target), e)) return -1;
+    return exec_write(x, g->io.weight, &weight, sizeof weight, e);
+}

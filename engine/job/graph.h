@@ -79,4 +79,9 @@ int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e);
 
+/* The same for a model of images, and for its GRAPH_LOGITS too, which need no labels:
+ * images[B,I,Y,X], labels[B] (-1: counts nothing). */
+int graph_feed_images(struct exec *x, const struct graph *g, const float *images,
+                      const int32_t *labels, float weight, struct err *e);
+
 #endif

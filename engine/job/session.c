@@ -5,18 +5,26 @@
 
 #include <string.h>
 
+static int open_tokenizer(struct session *s, const char *dir, struct err *e)
+{
+    char path[FS_PATH_MAX];
+    if (fs_join(path, dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) return -1;
+    if (tok_size(s->tok) <= s->model->cfg.vocab_size) return 0;
+    return err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
+                   tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+}
+
 int session_open(struct session *s, const struct session_options *o, struct err *e)
 {
     const struct model_options mo = {.random = o->random, .seed = o->seed};
-    char path[FS_PATH_MAX];
     *s = (struct session){0};
     if (!(s->model = model_open(o->dir, &mo, e))) goto fail;
-    if (fs_join(path, o->dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) goto fail;
-    if (tok_size(s->tok) > s->model->cfg.vocab_size) {
-        err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
-                tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+    if (s->model->image[0] && !o->images) {
+        err_set(e, E_UNSUPPORTED, "%s is a model of images (%s); this needs one of text", o->dir,
+                s->model->cfg.model_type);
         goto fail;
     }
+    if (!s->model->image[0] && open_tokenizer(s, o->dir, e)) goto fail;
     if (o->threads && !(s->exec = exec_new_cpu(o->threads, e))) goto fail;
     if (s->exec) s->exec->seed = o->seed;
     graphs_init(&s->graphs, s->model, s->exec);

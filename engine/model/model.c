@@ -11,7 +11,7 @@
 
 static const struct arch *const archs[] = {
     &arch_llama, &arch_mistral, &arch_qwen2,   &arch_qwen3,
-    &arch_gpt2,  &arch_opt,     &arch_roberta,
+    &arch_gpt2,  &arch_opt,     &arch_roberta, &arch_vit,   &arch_timm,
 };
 
 const struct model_task task_causal_lm = {"CAUSAL_LM", "text-generation", "AutoModelForCausalLM"};
@@ -40,7 +40,7 @@ static int pick_arch(struct model *m, struct err *e)
     while (i < n && !str_eq(archs[i]->model_type, c->model_type)) i++;
     if (i == n) return unknown_type(c, e);
     m->arch = archs[i];
-    if (!c->architecture) return 0;
+    if (!c->architecture || !m->arch->architectures) return 0;
     for (const char *const *a = m->arch->architectures; *a; a++)
         if (str_eq(*a, c->architecture)) return 0;
     err_set(e, E_UNSUPPORTED, "'architectures' is '%.60s'; for %s only %s is supported",
@@ -75,6 +75,38 @@ static bool is_bare(const struct model *m)
     return true;
 }
 
+/* The .npz of the folder, unless it has weights of the usual kind. */
+static int find_npz(struct model *m, struct err *e)
+{
+    char **names = NULL;
+    int n = 0, found = 0, last = 0, rc = 0;
+    bool usual = false;
+    if (fs_list(m->dir, &names, &n, e)) return -1;
+    for (int i = 0; i < n; i++) {
+        usual = usual || strstr(names[i], ".safetensors");
+        if (!str_ends(names[i], ".npz")) continue;
+        found++;
+        last = i;
+    }
+    if (!usual && found > 1)
+        rc = err_set(e, E_CONFLICT, "%d .npz files: one is a model", found);
+    else if (!usual && found)
+        rc = fs_join(m->npz, m->dir, names[last], e);
+    for (int i = 0; i < n; i++) mem_free(names[i]);
+    mem_free(names);
+    return rc;
+}
+
+static int open_weights(struct model *m, struct err *e)
+{
+    if (m->random) return 0;
+    if (m->arch->npz && find_npz(m, e)) return -1;
+    if (*m->npz) return 0;
+    if (!(m->st = st_open_model(m->dir, e))) return -1;
+    m->bare = is_bare(m);
+    return 0;
+}
+
 struct model *model_open(const char *dir, const struct model_options *o, struct err *e)
 {
     struct model *m = mem_zalloc(sizeof *m, e);
@@ -83,14 +115,14 @@ struct model *model_open(const char *dir, const struct model_options *o, struct 
     arena_init(&m->copies, (size_t)1 << 40);
     m->random = o->random;
     m->seed = o->seed;
+    m->labels = o->labels;
     m->init_std = 0.02; /* transformers' default */
     if (!str_copy(m->dir, sizeof m->dir, dir)) {
         err_set(e, E_LIMIT, "the path of the model folder is too long");
         goto fail;
     }
     if (hfconfig_load(&m->cfg, dir, e) || pick_arch(m, e)) goto fail;
-    if (!m->random && !(m->st = st_open_model(dir, e))) goto fail;
-    m->bare = m->st && is_bare(m);
+    if (open_weights(m, e)) goto fail;
     if (m->arch->load(m, e) || (m->st && refuse_extra(m, e))) goto fail;
     return m;
 fail:
@@ -188,7 +220,8 @@ static struct param *add(struct model *m, const char *name, bool fresh, int rank
     if (m->bare && str_starts(name, m->arch->prefix)) stored += strlen(m->arch->prefix);
     struct param *p = params_add(&m->params, stored, PARAM_FROZEN, rank, shape, e);
     if (!p) return NULL;
-    const struct st_tensor *s = m->st ? st_find(m->st, stored) : NULL;
+    bool look = m->st && !(fresh && m->labels);
+    const struct st_tensor *s = look ? st_find(m->st, stored) : NULL;
     if (m->st && !s && !fresh) {
         err_set(e, E_FORMAT, "tensor %s is missing from the file", stored);
         return NULL;

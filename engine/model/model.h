@@ -35,17 +35,19 @@ extern const struct model_task task_causal_lm, task_seq_cls, task_image_cls;
 struct arch {
     const char *model_type;
     const struct model_task *task;
-    const char *const *architectures; /* classes whose files it reads, NULL-terminated */
+    const char *const *architectures; /* classes whose files it reads, NULL-terminated; NULL: load
+                                         judges by itself */
     const char *prefix;  /* of the base model inside the class with the head, as "model."; a
                             checkpoint of the base model alone does without */
     const char *const *ignored;  /* patterns (fnmatch) of tensors that nobody reads, or NULL */
+    bool npz;            /* reads a .npz too: load fills the parameters from it (model.npz) */
     int (*load)(struct model *m, struct err *e); /* config, then tensors and sites */
     void (*fill)(struct model *m); /* tables, once there is storage; NULL: none */
     void (*record)(struct model *m, struct tape *t, const struct model_shape *s,
                    struct model_io *io); /* failures stick to the tape */
 };
 extern const struct arch arch_llama, arch_mistral, arch_qwen2, arch_qwen3;
-extern const struct arch arch_gpt2, arch_opt, arch_roberta;
+extern const struct arch arch_gpt2, arch_opt, arch_roberta, arch_vit, arch_timm;
 
 struct model {
     char dir[FS_PATH_MAX];
@@ -56,13 +58,17 @@ struct model {
     struct site *sites;     /* [nsites], in forward order */
     int nsites, cap_sites;
     void *layout;           /* of the architecture: which parameter plays which part; mem_free */
-    struct st *st;          /* NULL if init is random */
+    struct st *st;          /* NULL if init is random, or from the .npz */
+    char npz[FS_PATH_MAX];  /* the file, or "" */
     bool random;
+    int64_t labels;         /* of a new head, 0: as config.json says, the head as in the file */
     bool bare;              /* the checkpoint's names lack arch->prefix */
     uint64_t seed;
     struct arena copies;    /* of tensors that their file does not align */
     /* Set by arch->load: */
     int64_t max_length;     /* tokens of the longest sequence */
+    int64_t image[3];       /* channels, height, width that it reads; 0: it reads text */
+    int64_t classes;        /* of a classifier of images */
     int64_t cache_layers, cache_heads, cache_width; /* of a key-value cache; 0: no generation */
     int64_t window;         /* what model_io.window is cut to */
     int64_t first_place;    /* row of the table of positions that position 0 has */
@@ -73,6 +79,7 @@ struct model {
 struct model_options {
     bool random;   /* as transformers initialises: needs config.json alone */
     uint64_t seed;
+    int64_t labels; /* > 0: of a classifier, a fresh head for that many classes */
 };
 
 /* Err names the tensor and both shapes when file and config disagree. */
@@ -127,7 +134,7 @@ int model_record(struct model *m, struct tape *t, const struct model_shape *s,
  * head; NULL on failure. */
 struct param *model_tensor(struct model *m, const char *name, int rank, const int64_t *shape,
                            struct err *e);
-/* The same of a new head: starts fresh where the checkpoint lacks it. */
+/* The same of a head: starts fresh where the checkpoint lacks it, or model.labels asks for it. */
 struct param *model_fresh(struct model *m, const char *name, int rank, const int64_t *shape,
                           struct err *e);
 /* A constant that is no tensor of the checkpoint, f32 [n]: arch.fill computes it. Added last. */
