@@ -196,6 +196,51 @@ static void gradients_of_all_weights_equal_those_of_transformers(void **state)
     }
 }
 
+/* All gradients one after the other; mem_free. */
+static float *train_once(const char *name, enum recompute policy, int threads, int64_t *count)
+{
+    struct golden g;
+    struct err e;
+    open_golden(&g, name, true, &e);
+    OK(refbatch_fill(&g.batch, g.ref, &e));
+    exec_free(g.exec);
+    assert_non_null(g.exec = g.graphs.exec = exec_new_cpu(threads, &e));
+    g.exec->poison = true;
+    g.graphs.recompute = policy;
+    const struct graph_key k = {.kind = GRAPH_TRAIN, .B = g.B, .T = g.T};
+    struct graph *p = graphs_bind(&g.graphs, &k, &e);
+    if (!p) fail_msg("%s", e.msg);
+    OK(graph_feed(g.exec, p, &g.batch, 1.0f / (float)g.batch.trained, &e));
+    OK(exec_run(g.exec, PHASE_STEP, 0, &e));
+    *count = params_count(&g.model->params, PARAM_TRAINABLE);
+    float *all = mem_array(*count, sizeof *all, &e), *to = all;
+    assert_non_null(all);
+    for (int i = 0; i < g.model->ntensors; i++) {
+        const struct param *w = g.model->params.items[i];
+        memcpy(to, w->grad, (size_t)w->count * sizeof *to);
+        to += w->count;
+    }
+    close_golden(&g);
+    return all;
+}
+
+static void recomputing_and_threads_change_no_bit(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        int64_t n, same;
+        float *want = train_once(models[m], RECOMPUTE_NONE, 1, &n);
+        for (enum recompute policy = RECOMPUTE_NONE; policy < RECOMPUTE_COUNT; policy++) {
+            float *got = train_once(models[m], policy, 3, &same);
+            assert_int_equal(same, n);
+            if (memcmp(got, want, (size_t)n * sizeof *got) != 0)
+                fail_msg("%s, %s: other gradients", models[m], recompute_names[policy]);
+            mem_free(got);
+        }
+        mem_free(want);
+    }
+}
+
 /* ---- the same pass in double ---- */
 
 static void set_ints(struct ref_run *r, int tensor, const int32_t *from, int32_t plus)
@@ -454,6 +499,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_those_of_transformers),
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers),
+        cmocka_unit_test(recomputing_and_threads_change_no_bit),
         cmocka_unit_test(gradients_are_the_slopes_of_the_loss_in_double),
         cmocka_unit_test(decoding_with_a_cache_equals_one_long_pass),
         cmocka_unit_test(a_wrong_tensor_is_refused_by_name_and_shapes),
