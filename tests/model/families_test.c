@@ -245,6 +245,51 @@ static void only_a_head_may_be_missing(void **state)
     assert_non_null(strstr(e.msg, "encoder.layer.2.attention.self.query.weight is missing"));
 }
 
+/* The golden GPT-2 with a stored head: its embedding, in which one number may be another. */
+static void write_stored_head(float plus)
+{
+    struct err e = ERR_INIT;
+    char path[256];
+    struct st *s = st_open(GOLDEN "gpt2/model.safetensors", &e);
+    assert_non_null(s);
+    const struct st_tensor *words = st_find(s, "wte.weight");
+    float *head = mem_dup(words->data, (size_t)words->bytes, &e);
+    head[17] += plus;
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    struct st_writer *w = st_writer_new(path, &e);
+    for (int i = 0; i < st_count(s); i++) {
+        const struct st_tensor *t = st_at(s, i);
+        if (!str_ends(t->name, ".attn.bias"))
+            OK(st_writer_add(w, t->name, t->dtype, t->rank, t->shape, &e));
+    }
+    OK(st_writer_add(w, "lm_head.weight", DT_F32, 2, words->shape, &e));
+    for (int i = 0; i < st_count(s); i++) {
+        const struct st_tensor *t = st_at(s, i);
+        if (!str_ends(t->name, ".attn.bias")) OK(st_writer_put(w, t->data, (size_t)t->bytes, &e));
+    }
+    OK(st_writer_put(w, head, (size_t)words->bytes, &e));
+    OK(st_writer_publish(w, NULL, &e));
+    mem_free(head);
+    st_close(s);
+}
+
+static void a_stored_copy_of_a_tied_head_must_be_one(void **state)
+{
+    (void)state;
+    const struct model_options o = {0};
+    struct err e = ERR_INIT;
+    put_config("gpt2", "{}");
+    write_stored_head(0);
+    model_free(open_folder(dir, false, 0));
+    write_stored_head(1);
+    assert_null(model_open(dir, &o, &e));
+    assert_string_equal(e.param, "tie_word_embeddings");
+    put_config("gpt2", "{\"tie_word_embeddings\": false}");
+    struct model *m = open_folder(dir, false, 0);
+    assert_non_null(param(m, "lm_head.weight"));
+    model_free(m);
+}
+
 static void fresh_weights_start_as_in_transformers(void **state)
 {
     (void)state;
@@ -289,6 +334,7 @@ int main(void)
         cmocka_unit_test(tensors_keep_their_names_and_sites_have_those_of_the_head_model),
         cmocka_unit_test(a_checkpoint_of_another_head_gets_a_fresh_classifier),
         cmocka_unit_test(only_a_head_may_be_missing),
+        cmocka_unit_test(a_stored_copy_of_a_tied_head_must_be_one),
         cmocka_unit_test(fresh_weights_start_as_in_transformers),
         cmocka_unit_test(a_classifier_generates_nothing),
     };
