@@ -40,6 +40,7 @@ struct arch {
     const char *prefix;  /* of the base model inside the class with the head, as "model."; a
                             checkpoint of the base model alone does without */
     const char *const *ignored;  /* patterns (fnmatch) of tensors that nobody reads, or NULL */
+    const char *const *apart; /* modules that PEFT could adapt but that are no sites, or NULL */
     bool npz;            /* reads a .npz too: load fills the parameters from it (model.npz) */
     int (*load)(struct model *m, struct err *e); /* config, then tensors and sites */
     void (*fill)(struct model *m); /* tables, once there is storage; NULL: none */

@@ -13,9 +13,12 @@
 #include "engine/base/rng.h"
 #include "engine/base/str.h"
 #include "engine/engine.h"
+#include "engine/fmt/npz.h"
 #include "engine/job/graph.h"
 #include "engine/method/method.h"
 
+#include <archive.h>
+#include <archive_entry.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -506,6 +509,86 @@ static void a_config_beyond_the_builder_is_refused_by_field(void **state)
     }
 }
 
+/* How write_npz spoils the golden archive. */
+enum spoil { MISSING, EXTRA, MISSHAPEN, DOUBLE, INNER };
+
+static void put_array(struct archive *z, const char *name, const struct npz_array *a, bool flat,
+                      bool wide)
+{
+    struct archive_entry *entry = archive_entry_new();
+    char header[128], full[PARAM_NAME], shape[64] = "";
+    for (int i = 0; i < a->rank && !flat; i++)
+        snprintf(shape + strlen(shape), sizeof shape - strlen(shape), "%lld,",
+                 (long long)a->shape[i]);
+    if (flat) snprintf(shape, sizeof shape, "%lld,", (long long)a->count);
+    int n = snprintf(header, sizeof header,
+                     "\x93NUMPY\x01%c%c%c{'descr': '<f%d', 'fortran_order': False, 'shape': (%s)}",
+                     0, 'x', 0, wide ? 8 : 4, shape);
+    header[8] = (char)(n - 10);
+    size_t bytes = (size_t)a->bytes << wide;
+    char *zeros = calloc(1, bytes);
+    snprintf(full, sizeof full, "%s.npy", name);
+    archive_entry_set_pathname(entry, full);
+    archive_entry_set_filetype(entry, AE_IFREG);
+    archive_entry_set_size(entry, (la_int64_t)((size_t)n + bytes));
+    assert_int_equal(archive_write_header(z, entry), ARCHIVE_OK);
+    assert_int_equal(archive_write_data(z, header, (size_t)n), n);
+    assert_int_equal(archive_write_data(z, wide ? zeros : a->data, bytes), (la_ssize_t)bytes);
+    archive_entry_free(entry);
+    free(zeros);
+}
+
+static void write_npz(const char *dir, enum spoil how)
+{
+    struct err e = ERR_INIT;
+    char path[FS_PATH_MAX];
+    struct npz *from = npz_open(GOLDEN "npz/ViT.npz", 1 << 20, &e);
+    struct archive *z = archive_write_new();
+    static const char victim[] =
+        "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/kernel";
+    assert_non_null(from);
+    snprintf(path, sizeof path, "%s/ViT.npz", dir);
+    assert_int_equal(archive_write_set_format_zip(z), ARCHIVE_OK);
+    assert_int_equal(archive_write_open_filename(z, path), ARCHIVE_OK);
+    for (int i = 0; i < npz_count(from); i++) {
+        const struct npz_array *a = npz_at(from, i);
+        bool it = str_eq(a->name, victim);
+        if (it && how == MISSING) continue;
+        put_array(z, a->name, a, it && how == MISSHAPEN, it && how == DOUBLE);
+    }
+    if (how == EXTRA) put_array(z, "Transformer/encoderblock_2/x", npz_at(from, 0), false, false);
+    if (how == INNER) put_array(z, "pre_logits/bias", npz_at(from, 0), false, false);
+    assert_int_equal(archive_write_close(z), ARCHIVE_OK);
+    archive_write_free(z);
+    npz_close(from);
+}
+
+static void a_wrong_array_of_an_npz_is_refused_by_name_and_shapes(void **state)
+{
+    (void)state;
+    static const char *const said[][3] = {
+        [MISSING] = {"encoderblock_1/MultiHeadDotProductAttention_1/out/kernel", "missing", ""},
+        [EXTRA] = {"Transformer/encoderblock_2/x", "not in a ViT", ""},
+        [MISSHAPEN] = {"MultiHeadDotProductAttention_1/out/kernel", "[256]", "[4, 4, 16]"},
+        [DOUBLE] = {"MultiHeadDotProductAttention_1/out/kernel", "F64", "F16"},
+        [INNER] = {"pre_logits/bias", "new head", ""},
+    };
+    for (int how = MISSING; how <= INNER; how++) {
+        const struct model_options same = {0}, other = {.labels = 3};
+        struct err e = ERR_INIT;
+        const char *dir = folder(GOLDEN "npz/config.json");
+        write_npz(dir, (enum spoil)how);
+        assert_null(model_open(dir, &same, &e));
+        for (int k = 0; k < 3; k++)
+            if (!strstr(e.msg, said[how][k])) fail_msg("'%s' lacks '%s'", e.msg, said[how][k]);
+        /* What leads to the old head alone is left out with it. */
+        struct model *m = model_open(dir, &other, &e);
+        assert_int_equal(m != NULL, how == INNER);
+        model_free(m);
+        fs_rmtree(dir, &e);
+    }
+}
+
 static void two_npz_files_are_no_model(void **state)
 {
     (void)state;
@@ -558,6 +641,7 @@ int main(void)
         cmocka_unit_test(random_weights_need_only_the_config),
         cmocka_unit_test(sites_have_the_paths_of_their_modules),
         cmocka_unit_test(a_config_beyond_the_builder_is_refused_by_field),
+        cmocka_unit_test(a_wrong_array_of_an_npz_is_refused_by_name_and_shapes),
         cmocka_unit_test(two_npz_files_are_no_model),
         cmocka_unit_test(a_folder_is_described_and_text_is_not_asked_of_it),
     };
