@@ -24,6 +24,7 @@ struct block {
 struct work {
     const struct tape *t;
     struct plan *p;
+    op_ws_fn ws;
     struct arena scratch;
     bool *need;           /* [tensors] per root: somebody reads it */
     int *home;            /* [tensors] per root: the tensor whose block it lies in */
@@ -181,7 +182,7 @@ static void overlay(struct work *w)
 
 /* ---- place --------------------------------------------------------------------------------- */
 
-static void step_cost(const struct plan *p, int step, struct op_cost *c)
+static void step_cost(const struct plan *p, op_ws_fn ws, int step, struct op_cost *c)
 {
     const struct tape *t = p->tape;
     const struct node *n = &t->nodes[p->steps[step].node];
@@ -194,6 +195,7 @@ static void step_cost(const struct plan *p, int step, struct op_cost *c)
             out[k] = &t->tensors[n->out[k]];
     }
     op_table[n->op].cost(n->attrs, in, out, p->threads, c);
+    if (ws) c->ws_bytes = ws(n->op, n->attrs, in, out, c->ws_bytes);
 }
 
 /* Fills blocks[id] and counts costs on the way. */
@@ -212,7 +214,7 @@ static void make_blocks(struct work *w)
     for (int i = 0; i < w->p->nsteps; i++) {
         struct plan_step *s = &w->p->steps[i];
         struct op_cost c = {0};
-        step_cost(w->p, i, &c);
+        step_cost(w->p, w->ws, i, &c);
         r->flops[s->phase] += c.flops;
         r->traffic[s->phase] += c.bytes;
         s->ws_bytes = c.ws_bytes;
@@ -312,7 +314,7 @@ static int work_init(struct work *w, struct err *e)
 
 struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e)
 {
-    struct work w = {.t = t};
+    struct work w = {.t = t, .ws = o->ws};
     int rc = -1;
     if (tape_ok(t, e)) return NULL;
     if (o->threads < 1 || o->threads > PLAN_THREADS) {
@@ -354,7 +356,7 @@ double plan_seconds(const struct plan *p, enum phase phase, const struct plan_ra
         int op = p->tape->nodes[p->steps[i].node].op;
         struct op_cost c = {0};
         if (p->steps[i].phase != phase) continue;
-        step_cost(p, i, &c);
+        step_cost(p, NULL, i, &c);
         bool attention = op == OP_ATTN || op == OP_ATTN_BWD;
         double work = (double)c.flops / (attention ? r->attention : r->products);
         double moved = (double)c.bytes / r->bytes;

@@ -11,6 +11,7 @@
 #ifndef GRAFT_PLAN_H
 #define GRAFT_PLAN_H
 
+#include "engine/core/device.h"
 #include "engine/core/tape.h"
 
 enum { PLAN_THREADS = 1024 };
@@ -50,6 +51,7 @@ struct plan {
 
 struct plan_options {
     int threads;           /* workspace is sized for this many; >= 1 */
+    op_ws_fn ws;           /* of the device that is to run the plan; NULL: as the ops ask */
 };
 
 /* What a device does in a second, measured (engine/job/profile.h). */

@@ -3,7 +3,8 @@
  * A plan follows from the structure of its tape alone: operations, attributes, shapes, types,
  * segments and what each tensor is, but not from whose parameters it names. So a recording that has
  * the same structure (by a 128-bit digest) takes over the steps and places of an earlier plan; the
- * least recently used one of 32 makes room. A zeroed cache is empty. One owner, one thread.
+ * least recently used one of 32 makes room. A zeroed cache is empty. One owner, one thread,
+ * one device: what workspaces it wants (plan_options.ws) is not part of the digest.
  */
 #ifndef GRAFT_PLAN_CACHE_H
 #define GRAFT_PLAN_CACHE_H

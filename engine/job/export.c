@@ -263,7 +263,7 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     const struct job *j = &x->r->job;
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
-                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device, "method",
+                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name, "method",
                         j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
                         "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
                         "settings", j->settings);

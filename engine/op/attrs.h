@@ -5,6 +5,8 @@
 #include <stdint.h>
 
 struct attrs_none { char unused; };
+/* compute: enum dtype of the output, f32 (0) or bf16 */
+struct attrs_embed { int compute; };
 struct attrs_alpha { float alpha; };         /* factor on the product */
 struct attrs_linear { float alpha; int wt; }; /* wt: the weight is stored transposed */
 struct attrs_norm { float eps; };
@@ -23,7 +25,7 @@ struct attrs_act { int kind; };
 struct attrs_dropout { float p; uint32_t salt; }; /* salt: which dropout of the model this is */
 struct attrs_rows { int64_t rows; };         /* row count of a scattered-into result */
 struct attrs_slice { int64_t at, width; };   /* first column; columns of the result */
-struct attrs_patches { int64_t size; };      /* side of a patch */
+struct attrs_patches { int64_t size; int compute; }; /* side of a patch */
 struct attrs_clip { float max_norm; };       /* 0: no clipping */
 /* c1, c2: 1 - beta1 and 1 - beta2 rounded once from double, as torch does; 1 minus a rounded beta
  * is off by up to 1.3e-5 of itself. */

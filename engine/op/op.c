@@ -3,6 +3,8 @@
 
 #include "engine/op/op_rules.h"
 
+#include <string.h>
+
 #define NO_GRAD(flags) (((flags) & F_GRAD) == 0)
 
 const struct op_info op_table[OP_COUNT] = {
@@ -14,6 +16,7 @@ const struct op_info op_table[OP_COUNT] = {
                  .inplace = place,                                                                \
                  .flags = opflags,                                                                \
                  .attr_bytes = sizeof(struct attrs),                                              \
+                 .signature = sign_##opname,                                                      \
                  .shape = shape_##opname,                                                         \
                  .cost = cost_##opname,                                                           \
                  .grad = NO_GRAD(opflags) ? NULL : grad_##opname},
@@ -28,6 +31,16 @@ const struct op_info op_table[OP_COUNT] = {
 #include "engine/op/ops.def"
 #undef OP
 
+enum dtype op_compute(int op, const struct tensor *const *in, const struct tensor *const *out)
+{
+    const struct tensor *const *x = in;
+    for (const char *w = op_table[op].signature; *w; w += strcspn(w, " "), w += *w == ' ') {
+        if (*w == 'c' && *x) return (*x)->dtype;
+        x = *w == '>' ? out : x + 1;
+    }
+    return DT_F32;
+}
+
 static int record(struct tape *t, enum op_id op, const void *attrs, const int *in, int nin,
                   int *out)
 {
@@ -36,7 +49,8 @@ static int record(struct tape *t, enum op_id op, const void *attrs, const int *i
 
 int op_embed(struct tape *t, int ids, int table)
 {
-    return record(t, OP_EMBED, NULL, (int[]){ids, table}, 2, NULL);
+    const struct attrs_embed a = {(int)t->compute};
+    return record(t, OP_EMBED, &a, (int[]){ids, table}, 2, NULL);
 }
 
 int op_linear(struct tape *t, int x, int w, int bias, int add, float alpha)
@@ -69,8 +83,13 @@ int op_rope(struct tape *t, int x, int pos, int freq)
 
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale)
 {
+    return op_attn_bias(t, (int[]){q, k, v}, range, -1, scale);
+}
+
+int op_attn_bias(struct tape *t, const int qkv[3], int range, int bias, float scale)
+{
     const struct attrs_attn a = {scale};
-    return record(t, OP_ATTN, &a, (int[]){q, k, v, range}, 4, NULL);
+    return record(t, OP_ATTN, &a, (int[]){qkv[0], qkv[1], qkv[2], range, bias}, 5, NULL);
 }
 
 int op_swiglu(struct tape *t, int g, int u)
@@ -115,7 +134,7 @@ int op_slice(struct tape *t, int x, int64_t at, int64_t width)
 
 int op_patches(struct tape *t, int image, int64_t size)
 {
-    const struct attrs_patches a = {size};
+    const struct attrs_patches a = {size, (int)t->compute};
     return record(t, OP_PATCHES, &a, &image, 1, NULL);
 }
 

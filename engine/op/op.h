@@ -53,6 +53,7 @@ struct op_info {
     int8_t inplace;
     unsigned flags;
     size_t attr_bytes;
+    const char *signature; /* types and shapes of inputs and outputs, as in op_rules.h */
     op_shape_fn shape;
     op_cost_fn cost;
     op_grad_fn grad; /* NULL without F_GRAD */
@@ -60,6 +61,9 @@ struct op_info {
 
 extern const struct op_info op_table[OP_COUNT];
 extern const op_run_fn cpu_table[OP_COUNT]; /* engine/cpu/cpu_table.c */
+
+/* The dtype that an operation with these inputs and outputs computes in: F32 or BF16. */
+enum dtype op_compute(int op, const struct tensor *const *in, const struct tensor *const *out);
 
 /* Recording functions: shapes as in ops.def. Ids in, id (or ids by pointer) out; -1 for an
  * optional input left out and for every result after a failure (tape_ok). */
@@ -70,6 +74,7 @@ int op_rmsnorm(struct tape *t, int x, int w, float eps);
 int op_layernorm(struct tape *t, int x, int w, int b, float eps);
 int op_rope(struct tape *t, int x, int pos, int freq);
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale);
+int op_attn_bias(struct tape *t, const int qkv[3], int range, int bias, float scale);
 int op_swiglu(struct tape *t, int g, int u);
 int op_act(struct tape *t, int x, enum act_kind kind);
 int op_add(struct tape *t, int a, int b);

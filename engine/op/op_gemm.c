@@ -8,11 +8,13 @@ static bool transposed(const void *attrs)
     return ((const struct attrs_linear *)attrs)->wt;
 }
 
+const char sign_linear[] = "c:NK a:MK a:M c:NM > c:NM";
+
 int shape_linear(const void *attrs, const struct tensor *const *in, struct tensor *out,
                  struct err *e)
 {
-    const char *plain = "c:NK a:MK a:M c:NM > c:NM", *wt = "c:NK a:KM a:M c:NM > c:NM";
-    return rules_shape(transposed(attrs) ? wt : plain, in, out, e);
+    const char *wt = "c:NK a:KM a:M c:NM > c:NM";
+    return rules_shape(transposed(attrs) ? wt : sign_linear, in, out, e);
 }
 
 /* Two flops per element of x and column of y, or of dy and column of dx. */
@@ -40,10 +42,12 @@ void grad_linear(struct tape *t, const struct node *n, const int *dout, const bo
     if (want[3]) din[3] = dy;
 }
 
+const char sign_linear_dx[] = "c:NM a:MK > c:NK";
+
 int shape_linear_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
                     struct err *e)
 {
-    return rules_shape(transposed(attrs) ? "c:NM a:KM > c:NK" : "c:NM a:MK > c:NK", in, out, e);
+    return rules_shape(transposed(attrs) ? "c:NM a:KM > c:NK" : sign_linear_dx, in, out, e);
 }
 
 void cost_linear_dx(const void *attrs, const struct tensor *const *in,
@@ -54,10 +58,12 @@ void cost_linear_dx(const void *attrs, const struct tensor *const *in,
     c->ws_bytes = (int64_t)threads * SCRATCH;
 }
 
+const char sign_linear_dw[] = "c:NM c:NK > f:MK";
+
 int shape_linear_dw(const void *attrs, const struct tensor *const *in, struct tensor *out,
                     struct err *e)
 {
-    return rules_shape(transposed(attrs) ? "c:NM c:NK > f:KM" : "c:NM c:NK > f:MK", in, out, e);
+    return rules_shape(transposed(attrs) ? "c:NM c:NK > f:KM" : sign_linear_dw, in, out, e);
 }
 
 void cost_linear_dw(const void *attrs, const struct tensor *const *in,
@@ -69,12 +75,7 @@ void cost_linear_dw(const void *attrs, const struct tensor *const *in,
     c->ws_bytes = (int64_t)threads * SCRATCH;
 }
 
-int shape_colsum(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                 struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NM > f:M", in, out, e);
-}
+RULES_SHAPE(colsum, "c:NM > f:M")
 
 void cost_colsum(const void *attrs, const struct tensor *const *in,
                  const struct tensor *const *out, int threads, struct op_cost *c)

@@ -4,12 +4,7 @@
 
 enum { TILE = 128, SCRATCH = 1 << 20 }; /* rows of logits, and bytes of scratch, per thread */
 
-int shape_linear_ce(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                    struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC a:VC i:N f:1 > f:1 c:NC f:VC f:1", in, out, e);
-}
+RULES_SHAPE(linear_ce, "c:NC a:VC i:N f:1 > f:1 c:NC f:VC f:1")
 
 void cost_linear_ce(const void *attrs, const struct tensor *const *in,
                     const struct tensor *const *out, int threads, struct op_cost *c)
@@ -38,12 +33,7 @@ void grad_linear_ce(struct tape *t, const struct node *n, const int *dout, const
     if (want[1]) din[1] = times(t, n->out[2], dout[0]);
 }
 
-int shape_ce(const void *attrs, const struct tensor *const *in, struct tensor *out,
-             struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NV i:N f:1 > f:1 c:NV f:1", in, out, e);
-}
+RULES_SHAPE(ce, "c:NV i:N f:1 > f:1 c:NV f:1")
 
 /* Workspace: a row of probabilities per thread, a loss and a count per tile. */
 void cost_ce(const void *attrs, const struct tensor *const *in, const struct tensor *const *out,

@@ -10,11 +10,13 @@ static int inside(const char *what, int64_t at, int64_t n, int64_t total, struct
                    (long long)at + (long long)n, (long long)total);
 }
 
+const char sign_slice[] = "c:NC > c:NC"; /* the rule narrows it */
+
 int shape_slice(const void *attrs, const struct tensor *const *in, struct tensor *out,
                 struct err *e)
 {
     const struct attrs_slice *a = attrs;
-    if (rules_shape("c:NC > c:NC", in, out, e)) return -1;
+    if (rules_shape(sign_slice, in, out, e)) return -1;
     if (inside("columns", a->at, a->width, in[0]->shape[1], e)) return -1;
     out[0].shape[1] = a->width;
     return 0;
@@ -37,11 +39,13 @@ void grad_slice(struct tape *t, const struct node *n, const int *dout, const boo
     if (want[0]) din[0] = tape_record(t, OP_SLICE_DX, &a, sizeof a, dout, 1, NULL);
 }
 
+const char sign_slice_dx[] = "c:NW > c:NW"; /* the rule widens it */
+
 int shape_slice_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
                    struct err *e)
 {
     const struct attrs_slice *a = attrs;
-    if (rules_shape("c:NW > c:NW", in, out, e)) return -1;
+    if (rules_shape(sign_slice_dx, in, out, e)) return -1;
     if (inside("columns", a->at, in[0]->shape[1], a->width, e)) return -1;
     out[0].shape[1] = a->width;
     return 0;
@@ -55,13 +59,14 @@ void cost_slice_dx(const void *attrs, const struct tensor *const *in,
     rules_cost(0, in, out, c);
 }
 
+const char sign_patches[] = "f:BIYX > c:BI"; /* the rule says how many and how wide */
+
 int shape_patches(const void *attrs, const struct tensor *const *in, struct tensor *out,
                   struct err *e)
 {
-    int64_t s[RULES_LETTERS], size = ((const struct attrs_patches *)attrs)->size;
-    rules_free(s);
-    if (rules_match("f:BIYX > c:BI", s, in, out, e)) return -1;
-    int64_t y = in[0]->shape[2], x = in[0]->shape[3], area;
+    const struct attrs_patches *a = attrs;
+    if (rules_shape(sign_patches, in, out, e)) return -1;
+    int64_t y = in[0]->shape[2], x = in[0]->shape[3], size = a->size, area;
     if (size < 1 || y % size || x % size)
         return err_set(e, E_ARG, "an image of %lld x %lld is not a multiple of patches of %lld",
                        (long long)y, (long long)x, (long long)size);
@@ -69,7 +74,7 @@ int shape_patches(const void *attrs, const struct tensor *const *in, struct tens
         !mul_ok(&out[0].shape[0], out[0].shape[0], x / size) ||
         !mul_ok(&out[0].shape[1], in[0]->shape[1], area))
         return err_set(e, E_LIMIT, "the image is too large");
-    return 0;
+    return rules_compute(a->compute, &out[0], e);
 }
 
 void cost_patches(const void *attrs, const struct tensor *const *in,
@@ -80,11 +85,13 @@ void cost_patches(const void *attrs, const struct tensor *const *in,
     rules_cost(0, in, out, c);
 }
 
+const char sign_prefix[] = "a:PC c:BTC > c:BTC"; /* the rule adds P to T */
+
 int shape_prefix(const void *attrs, const struct tensor *const *in, struct tensor *out,
                  struct err *e)
 {
     (void)attrs;
-    if (rules_shape("a:PC c:BTC > c:BTC", in, out, e)) return -1;
+    if (rules_shape(sign_prefix, in, out, e)) return -1;
     out[0].shape[1] += in[0]->shape[0];
     return 0;
 }
@@ -105,11 +112,13 @@ void grad_prefix(struct tape *t, const struct node *n, const int *dout, const bo
     if (want[1]) din[1] = tape_record(t, OP_PREFIX_DX, &a, sizeof a, dout, 1, NULL);
 }
 
+const char sign_prefix_dx[] = "c:BTC > c:BTC"; /* the rule takes the rows off T */
+
 int shape_prefix_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
                     struct err *e)
 {
     int64_t rows = ((const struct attrs_rows *)attrs)->rows;
-    if (rules_shape("c:BTC > c:BTC", in, out, e)) return -1;
+    if (rules_shape(sign_prefix_dx, in, out, e)) return -1;
     if (inside("rows", 0, rows, in[0]->shape[1], e)) return -1;
     out[0].shape[1] -= rows;
     return 0;
@@ -123,13 +132,15 @@ void cost_prefix_dx(const void *attrs, const struct tensor *const *in,
     rules_cost(0, in, out, c);
 }
 
+const char sign_prefix_dw[] = "c:BTC > f:PC";
+
 int shape_prefix_dw(const void *attrs, const struct tensor *const *in, struct tensor *out,
                     struct err *e)
 {
     int64_t s[RULES_LETTERS], rows = ((const struct attrs_rows *)attrs)->rows;
     rules_free(s);
     s['P' - 'A'] = rows;
-    if (rules_match("c:BTC > f:PC", s, in, out, e)) return -1;
+    if (rules_match(sign_prefix_dw, s, in, out, e)) return -1;
     return inside("rows", 0, rows, in[0]->shape[1], e);
 }
 

@@ -1,12 +1,7 @@
 /* RMSNorm: y = x rstd w, rstd = 1/sqrt(mean(x^2) + eps) per row; LayerNorm as in ops.def. */
 #include "engine/op/op_rules.h"
 
-int shape_rmsnorm(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                  struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC a:C > c:NC f:N", in, out, e);
-}
+RULES_SHAPE(rmsnorm, "c:NC a:C > c:NC f:N")
 
 void cost_rmsnorm(const void *attrs, const struct tensor *const *in,
                   const struct tensor *const *out, int threads, struct op_cost *c)
@@ -25,12 +20,7 @@ void grad_rmsnorm(struct tape *t, const struct node *n, const int *dout, const b
     if (want[1]) din[1] = tape_record(t, OP_RMSNORM_DW, NULL, 0, (int[]){dy, x, rstd}, 3, NULL);
 }
 
-int shape_rmsnorm_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                     struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC c:NC a:C f:N > c:NC", in, out, e);
-}
+RULES_SHAPE(rmsnorm_dx, "c:NC c:NC a:C f:N > c:NC")
 
 void cost_rmsnorm_dx(const void *attrs, const struct tensor *const *in,
                      const struct tensor *const *out, int threads, struct op_cost *c)
@@ -40,12 +30,7 @@ void cost_rmsnorm_dx(const void *attrs, const struct tensor *const *in,
     rules_cost(8 * (double)in[0]->count, in, out, c);
 }
 
-int shape_rmsnorm_dw(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                     struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC c:NC f:N > f:C", in, out, e);
-}
+RULES_SHAPE(rmsnorm_dw, "c:NC c:NC f:N > f:C")
 
 void cost_rmsnorm_dw(const void *attrs, const struct tensor *const *in,
                      const struct tensor *const *out, int threads, struct op_cost *c)
@@ -58,12 +43,7 @@ void cost_rmsnorm_dw(const void *attrs, const struct tensor *const *in,
 
 /* ---- LayerNorm ---- */
 
-int shape_layernorm(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                    struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC a:C a:C > c:NC f:N f:N", in, out, e);
-}
+RULES_SHAPE(layernorm, "c:NC a:C a:C > c:NC f:N f:N")
 
 /* Two passes: the mean, then the squares of the differences from it. */
 void cost_layernorm(const void *attrs, const struct tensor *const *in,
@@ -85,12 +65,7 @@ void grad_layernorm(struct tape *t, const struct node *n, const int *dout, const
     if (want[2]) din[2] = tape_record(t, OP_COLSUM, NULL, 0, &dy, 1, NULL);
 }
 
-int shape_layernorm_dx(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                       struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC c:NC a:C f:N f:N > c:NC", in, out, e);
-}
+RULES_SHAPE(layernorm_dx, "c:NC c:NC a:C f:N f:N > c:NC")
 
 void cost_layernorm_dx(const void *attrs, const struct tensor *const *in,
                        const struct tensor *const *out, int threads, struct op_cost *c)
@@ -100,12 +75,7 @@ void cost_layernorm_dx(const void *attrs, const struct tensor *const *in,
     rules_cost(12 * (double)in[0]->count, in, out, c);
 }
 
-int shape_layernorm_dw(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                       struct err *e)
-{
-    (void)attrs;
-    return rules_shape("c:NC c:NC f:N f:N > f:C", in, out, e);
-}
+RULES_SHAPE(layernorm_dw, "c:NC c:NC f:N f:N > f:C")
 
 void cost_layernorm_dw(const void *attrs, const struct tensor *const *in,
                        const struct tensor *const *out, int threads, struct op_cost *c)

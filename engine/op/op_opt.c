@@ -1,12 +1,7 @@
 /* What ends a step: the norm of all gradients, clipping, AdamW. */
 #include "engine/op/op_rules.h"
 
-int shape_sumsq(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:* f:1 > f:1", in, out, e);
-}
+RULES_SHAPE(sumsq, "f:* f:1 > f:1")
 
 void cost_sumsq(const void *attrs, const struct tensor *const *in,
                 const struct tensor *const *out, int threads, struct op_cost *c)
@@ -17,12 +12,7 @@ void cost_sumsq(const void *attrs, const struct tensor *const *in,
     c->ws_bytes = rules_partials(1);
 }
 
-int shape_clip(const void *attrs, const struct tensor *const *in, struct tensor *out,
-               struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:1 > f:1 f:1", in, out, e);
-}
+RULES_SHAPE(clip, "f:1 > f:1 f:1")
 
 void cost_clip(const void *attrs, const struct tensor *const *in,
                const struct tensor *const *out, int threads, struct op_cost *c)
@@ -38,12 +28,7 @@ struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group
                                 group};
 }
 
-int shape_adamw(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:* f:* f:* f:* f:8 f:1 > f:*", in, out, e);
-}
+RULES_SHAPE(adamw, "f:* f:* f:* f:* f:8 f:1 > f:*")
 
 /* w, m and v are read and written. */
 void cost_adamw(const void *attrs, const struct tensor *const *in,

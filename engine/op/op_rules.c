@@ -111,6 +111,14 @@ int rules_shape(const char *signature, const struct tensor *const *in, struct te
     return rules_match(signature, sizes, in, out, e);
 }
 
+int rules_compute(int dtype, struct tensor *out, struct err *e)
+{
+    if (dtype != DT_F32 && dtype != DT_BF16)
+        return err_set(e, E_ARG, "it cannot compute in dtype %d", dtype);
+    out->dtype = (enum dtype)dtype;
+    return 0;
+}
+
 static int64_t sum_bytes(const struct tensor *const *x, int n)
 {
     int64_t bytes = 0;

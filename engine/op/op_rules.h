@@ -15,8 +15,9 @@
 
 enum { RULES_LETTERS = 26 };
 
-/* One shape_, cost_ and (with F_GRAD) grad_ function per operation. */
+/* Per operation its signature, and one shape_, cost_ and (with F_GRAD) grad_ function. */
 #define OP(ID, name, attrs, least, most, outs, inplace, flags)                                    \
+    extern const char sign_##name[];                                                              \
     int shape_##name(const void *attrs, const struct tensor *const *in, struct tensor *out,       \
                      struct err *e);                                                              \
     void cost_##name(const void *attrs, const struct tensor *const *in,                           \
@@ -26,6 +27,16 @@ enum { RULES_LETTERS = 26 };
 #include "engine/op/ops.def"
 #undef OP
 
+/* The whole shape rule of an operation whose signature says all. */
+#define RULES_SHAPE(name, signature)                                                              \
+    const char sign_##name[] = signature;                                                         \
+    int shape_##name(const void *attrs, const struct tensor *const *in, struct tensor *out,       \
+                     struct err *e)                                                               \
+    {                                                                                             \
+        (void)attrs;                                                                              \
+        return rules_shape(sign_##name, in, out, e);                                              \
+    }
+
 /* Fills dtype, rank and shape of the outputs, or says in *e what does not fit. */
 int rules_shape(const char *signature, const struct tensor *const *in, struct tensor *out,
                 struct err *e);
@@ -33,6 +44,8 @@ int rules_shape(const char *signature, const struct tensor *const *in, struct te
 int rules_match(const char *signature, int64_t sizes[RULES_LETTERS],
                 const struct tensor *const *in, struct tensor *out, struct err *e);
 void rules_free(int64_t sizes[RULES_LETTERS]); /* all -1 */
+/* For operations without a compute input: makes out a compute tensor of this dtype. */
+int rules_compute(int dtype, struct tensor *out, struct err *e);
 
 /* flops as given (no shape can make it overflow), bytes of all inputs and outputs, no workspace. */
 void rules_cost(double flops, const struct tensor *const *in, const struct tensor *const *out,

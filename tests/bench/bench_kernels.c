@@ -70,7 +70,7 @@ struct bench {
      0, 0, 0, 0, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
 #define ATB(name, b, t, h, g, d) \
     {name, OP_ATTN_BWD, 7, {F(4, b, t, h, d), F(4, b, t, h, d), F(4, b, t, g, d), \
-     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 0, 0, 0, 0, 0, \
+     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 8, 0, 0, 0, 0, \
      5.0 * b * t * t * h * d, {.attn = {0.125f}}}
 
 static const struct bench benches[] = {
@@ -320,7 +320,7 @@ static void measure(const struct bench *b, struct exec *x)
     for (int turn = 0; turn < MOST_TURNS; turn++) {
         if (turn >= LEAST_TURNS && clock_mono_ns() - start > MOST_MS * 1000000LL) break;
         int64_t t0 = now_ns(x);
-        if (x->table[b->op](&s, x, &e)) die(&e);
+        if (x->device->table[b->op](&s, x, &e)) die(&e);
         int64_t t1 = now_ns(x);
         peer_run(b, &s, tmp, tmp_bytes);
         int64_t t2 = now_ns(x);

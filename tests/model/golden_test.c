@@ -12,6 +12,7 @@
 #include "engine/base/str.h"
 #include "engine/job/graph.h"
 #include "engine/method/method.h"
+#include "tests/lib/refbatch.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -77,41 +78,11 @@ static void open_golden(struct golden *g, const char *name, bool trained, struct
 
 static void close_golden(struct golden *g)
 {
-    mem_free(g->batch.ids);
-    mem_free(g->batch.target);
-    mem_free(g->batch.pos);
-    mem_free(g->batch.range);
+    batch_clear(&g->batch);
     exec_free(g->exec);
     graphs_clear(&g->graphs);
     model_free(g->model);
     st_close(g->ref);
-}
-
-/* The reference's batch, as dataset.h lays batches out. */
-static void fill_batch(struct golden *g)
-{
-    struct err e = ERR_INIT;
-    struct batch *b = &g->batch;
-    int64_t N = g->B * g->T;
-    const int32_t *ids = tensor(g, "ids"), *labels = tensor(g, "labels");
-    b->B = g->B;
-    b->T = g->T;
-    assert_non_null(b->ids = mem_dup(ids, (size_t)N * 4, &e));
-    assert_non_null(b->target = mem_array(N, 4, &e));
-    assert_non_null(b->pos = mem_array(N, 4, &e));
-    assert_non_null(b->range = mem_array(2 * N, 4, &e));
-    for (int64_t n = 0; n < N; n++) {
-        int32_t t = (int32_t)(n % g->T), length = g->lengths[n / g->T];
-        int32_t seen = g->classifier ? length : t + 1;
-        b->pos[n] = t < length ? t : 0;
-        b->range[2 * n + 1] = t < length ? seen : 0;
-        if (g->classifier) continue;
-        b->target[n] = t + 1 < length ? labels[n + 1] : -1;
-        b->trained += b->target[n] >= 0;
-    }
-    if (!g->classifier) return;
-    memcpy(b->target, labels, (size_t)g->B * 4);
-    b->trained = g->B;
 }
 
 static double square(const float *a, const float *b, int64_t n)
@@ -153,7 +124,7 @@ static void logits_equal_those_of_transformers(void **state)
         struct golden g;
         struct err e;
         open_golden(&g, models[m], false, &e);
-        fill_batch(&g);
+        OK(refbatch_fill(&g.batch, g.ref, &e));
         int64_t rows = g.classifier ? g.B : g.B * g.T;
         const struct graph_key k = {.kind = GRAPH_LOGITS, .B = g.B, .T = g.T, .rows = rows};
         int32_t *idx = mem_array(rows, sizeof *idx, &e);
@@ -196,7 +167,7 @@ static void gradients_of_all_weights_equal_those_of_transformers(void **state)
         float loss;
         double worst = 0;
         open_golden(&g, models[m], true, &e);
-        fill_batch(&g);
+        OK(refbatch_fill(&g.batch, g.ref, &e));
         const struct graph_key k = {.kind = GRAPH_TRAIN, .B = g.B, .T = g.T};
         struct graph *p = graphs_bind(&g.graphs, &k, &e);
         if (!p) fail_msg("%s", e.msg);

@@ -100,7 +100,7 @@ bool sample_patches(int k, struct op_sample *s)
         {2, 3, 32, 48, 8}, {1, 2, 5, 3, 1}, {4, 3, 28, 28, 14},
     };
     if (k >= REF_LEN(images)) return false;
-    struct attrs_patches a = {images[k].size};
+    struct attrs_patches a = {images[k].size, DT_F32};
     sample_attrs(s, &a, sizeof a);
     sample_normal(s, 0, DT_F32, DIMS(images[k].b, images[k].i, images[k].y, images[k].x));
     return true;
