@@ -122,6 +122,12 @@ struct model *model_open(const char *dir, const struct model_options *o, struct 
         goto fail;
     }
     if (hfconfig_load(&m->cfg, dir, e) || pick_arch(m, e)) goto fail;
+    if (m->labels && m->arch->task == &task_causal_lm) {
+        err_set(e, E_ARG, "a model of type %s has no classes: 'labels' is for classifiers",
+                m->cfg.model_type);
+        err_param(e, "labels");
+        goto fail;
+    }
     if (open_weights(m, e)) goto fail;
     if (m->arch->load(m, e) || (m->st && refuse_extra(m, e))) goto fail;
     return m;

@@ -355,9 +355,11 @@ static void a_bare_checkpoint_gets_a_fresh_head(void **state)
 static void another_number_of_labels_starts_a_fresh_head(void **state)
 {
     (void)state;
-    static const char *const dirs[] = {GOLDEN "hf", GOLDEN "timm", GOLDEN "npz"};
-    static const char *const heads[] = {"classifier.weight", "head.weight", "head.weight"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const dirs[] = {GOLDEN "hf", GOLDEN "timm", GOLDEN "npz",
+                                       GOLDEN "../roberta"};
+    static const char *const heads[] = {"classifier.weight", "head.weight", "head.weight",
+                                        "classifier.out_proj.weight"};
+    for (int i = 0; i < 4; i++) {
         struct err e = ERR_INIT;
         struct model *m[3];
         for (int k = 0; k < 3; k++) {
@@ -372,6 +374,10 @@ static void another_number_of_labels_starts_a_fresh_head(void **state)
         assert_true(memcmp(w[0]->data, w[2]->data, (size_t)w[0]->count * sizeof(float)) != 0);
         for (int k = 0; k < 3; k++) model_free(m[k]);
     }
+    const struct model_options o = {.labels = 7};
+    struct err e = ERR_INIT;
+    assert_null(model_open(GOLDEN "../llama", &o, &e));
+    assert_string_equal(e.param, "labels");
 }
 
 /* ---- what is known without numbers ---- */
