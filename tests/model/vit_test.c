@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "engine/base/fault.h"
 #include "engine/base/fs.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
@@ -595,6 +596,27 @@ static void a_wrong_array_of_an_npz_is_refused_by_name_and_shapes(void **state)
     }
 }
 
+static void every_failed_allocation_is_an_error_and_no_leak(void **state)
+{
+    (void)state;
+    const struct model_options o = {0};
+    struct err e = ERR_INIT;
+    int failures = 0;
+    mem_hook_libraries();
+    size_t live = mem_live();
+    for (int64_t n = 1;; n++) {
+        fault_arm(FAULT_MEM, n, false);
+        struct model *m = model_open(GOLDEN "npz", &o, &e);
+        fault_arm(FAULT_MEM, 0, false);
+        model_free(m);
+        assert_int_equal(mem_live(), live);
+        if (m) break;
+        if (e.code != E_NOMEM) fail_msg("allocation %lld: %s", (long long)n, e.msg);
+        failures++;
+    }
+    assert_true(failures > 200);
+}
+
 static void two_npz_files_are_no_model(void **state)
 {
     (void)state;
@@ -648,6 +670,7 @@ int main(void)
         cmocka_unit_test(sites_have_the_paths_of_their_modules),
         cmocka_unit_test(a_config_beyond_the_builder_is_refused_by_field),
         cmocka_unit_test(a_wrong_array_of_an_npz_is_refused_by_name_and_shapes),
+        cmocka_unit_test(every_failed_allocation_is_an_error_and_no_leak),
         cmocka_unit_test(two_npz_files_are_no_model),
         cmocka_unit_test(a_folder_is_described_and_text_is_not_asked_of_it),
     };
