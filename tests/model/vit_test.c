@@ -9,6 +9,7 @@
 
 #include "engine/base/fault.h"
 #include "engine/base/fs.h"
+#include "engine/base/hash.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/rng.h"
@@ -245,6 +246,36 @@ static void the_same_weights_give_the_same_logits_in_every_layout(void **state)
         run_logits(&g, same);
         assert_memory_equal(got, same, (size_t)(g.B * LABELS) * sizeof *got);
         close_golden(&g);
+    }
+}
+
+static void recomputing_changes_no_bit_and_takes_less(void **state)
+{
+    (void)state;
+    for (int m = 0; m < FOLDERS; m++) {
+        char dir[64], first[65], hex[65];
+        int64_t bytes[RECOMPUTE_COUNT];
+        snprintf(dir, sizeof dir, GOLDEN "%s", folders[m]);
+        for (int policy = 0; policy < RECOMPUTE_COUNT; policy++) {
+            struct golden g;
+            struct err e = ERR_INIT;
+            open_golden(&g, dir, folders[m], true);
+            g.graphs.recompute = (enum recompute)policy;
+            run_loss(&g, GRAPH_TRAIN);
+            struct hash *h = hash_new("SHA256", &e);
+            for (int i = 0; i < g.model->ntensors; i++) {
+                const struct param *w = g.model->params.items[i];
+                OK(hash_add(h, w->grad, (size_t)w->count * sizeof(float), &e));
+            }
+            OK(hash_hex(h, hex, &e));
+            hash_free(h);
+            if (policy == 0) memcpy(first, hex, sizeof hex);
+            assert_string_equal(hex, first);
+            bytes[policy] = g.graphs.bound->report.step_bytes;
+            close_golden(&g);
+        }
+        assert_true(bytes[RECOMPUTE_CHEAP] < bytes[RECOMPUTE_NONE]);
+        assert_true(bytes[RECOMPUTE_BLOCK] < bytes[RECOMPUTE_CHEAP]);
     }
 }
 
@@ -662,6 +693,7 @@ int main(void)
         cmocka_unit_test(logits_equal_those_of_transformers_and_timm),
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers_and_timm),
         cmocka_unit_test(the_same_weights_give_the_same_logits_in_every_layout),
+        cmocka_unit_test(recomputing_changes_no_bit_and_takes_less),
         cmocka_unit_test(gradients_are_the_slope_of_the_loss),
         cmocka_unit_test(a_bare_checkpoint_gets_a_fresh_head),
         cmocka_unit_test(another_number_of_labels_starts_a_fresh_head),
