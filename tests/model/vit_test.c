@@ -279,6 +279,34 @@ static void recomputing_changes_no_bit_and_takes_less(void **state)
     }
 }
 
+/* For a device that computes in bf16: its kernels are tested elsewhere, the recording here. */
+static void a_pass_in_bf16_is_recorded_with_gradients_in_f32(void **state)
+{
+    (void)state;
+    for (int m = 0; m < FOLDERS; m++) {
+        struct golden g;
+        struct err e = ERR_INIT;
+        struct model_io io;
+        const struct model_shape s = {.B = 2, .train = true};
+        char dir[64];
+        int halves = 0;
+        snprintf(dir, sizeof dir, GOLDEN "%s", folders[m]);
+        open_golden(&g, dir, folders[m], true);
+        struct tape *t = tape_new(&e);
+        t->compute = DT_BF16;
+        OK(model_record(g.model, t, &s, &io, &e));
+        OK(tape_backward(t, io.loss, &e));
+        for (int i = 0; i < t->ntensors; i++) {
+            halves += t->tensors[i].dtype == DT_BF16;
+            if (t->tensors[i].slot == SLOT_GRAD) assert_int_equal(t->tensors[i].dtype, DT_F32);
+        }
+        assert_true(halves > 50);
+        assert_int_equal(t->tensors[io.loss].dtype, DT_F32);
+        tape_free(t);
+        close_golden(&g);
+    }
+}
+
 /* The loss along one direction of all weights, and the gradients' word for its slope. */
 static double slope(struct golden *g, float **save, const float *along, double h)
 {
@@ -693,6 +721,7 @@ int main(void)
         cmocka_unit_test(logits_equal_those_of_transformers_and_timm),
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers_and_timm),
         cmocka_unit_test(the_same_weights_give_the_same_logits_in_every_layout),
+        cmocka_unit_test(a_pass_in_bf16_is_recorded_with_gradients_in_f32),
         cmocka_unit_test(recomputing_changes_no_bit_and_takes_less),
         cmocka_unit_test(gradients_are_the_slope_of_the_loss),
         cmocka_unit_test(a_bare_checkpoint_gets_a_fresh_head),
