@@ -50,10 +50,22 @@ static int pick_arch(struct model *m, struct err *e)
 
 static bool is_ignored(const struct model *m, const char *name)
 {
-    if (m->tied && str_eq(name, "lm_head.weight")) return true;
     for (const char *const *p = m->arch->ignored; p && *p; p++)
         if (fnmatch(*p, name, 0) == 0) return true;
     return false;
+}
+
+/* A copy of the embedding that serves as the head. One that differs contradicts config.json:
+ * whether it counts depends on the version of transformers. */
+static int check_copy(const struct model *m, const struct st_tensor *t, struct err *e)
+{
+    const struct param *w = m->tied;
+    if (t->dtype == w->dtype0 && t->count == w->count && t->rank == w->rank &&
+        memcmp(t->data, w->source, (size_t)t->bytes) == 0)
+        return 0;
+    err_set(e, E_FORMAT, "tensor %s is not %s, to which 'tie_word_embeddings' ties it", t->name,
+            w->name);
+    return err_param(e, "tie_word_embeddings");
 }
 
 static int refuse_extra(const struct model *m, struct err *e)
@@ -61,6 +73,10 @@ static int refuse_extra(const struct model *m, struct err *e)
     for (int i = 0; i < st_count(m->st); i++) {
         const char *name = st_at(m->st, i)->name;
         if (params_find(&m->params, name) || is_ignored(m, name)) continue;
+        if (m->tied && str_eq(name, "lm_head.weight")) {
+            if (check_copy(m, st_at(m->st, i), e)) return -1;
+            continue;
+        }
         return err_set(e, E_FORMAT, "tensor %s is in the file but not in a %s model of this"
                        " config.json", name, m->cfg.model_type);
     }

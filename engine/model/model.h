@@ -73,7 +73,7 @@ struct model {
     int64_t cache_layers, cache_heads, cache_width; /* of a key-value cache; 0: no generation */
     int64_t window;         /* what model_io.window is cut to */
     int64_t first_place;    /* row of the table of positions that position 0 has */
-    bool tied;              /* the head is the embedding: a stored copy of it is ignored */
+    const struct param *tied; /* the embedding that is the head too, or NULL */
     double init_std;        /* of fresh matrices */
 };
 
