@@ -203,7 +203,7 @@ int model_expect(const struct model *m, const struct model_task *task, struct er
                    m->arch->task->pipeline, task->pipeline);
 }
 
-static void shape_text(char out[96], int rank, const int64_t *shape)
+void model_shape_text(char out[96], int rank, const int64_t *shape)
 {
     int n = snprintf(out, 96, "[");
     for (int i = 0; i < rank && n < 80; i++)
@@ -217,8 +217,8 @@ static int from_file(struct model *m, struct param *p, const struct st_tensor *s
     for (int i = 0; same && i < p->rank; i++) same = s->shape[i] == p->shape[i];
     if (!same) {
         char in_file[96], wanted[96];
-        shape_text(in_file, s->rank, s->shape);
-        shape_text(wanted, p->rank, p->shape);
+        model_shape_text(in_file, s->rank, s->shape);
+        model_shape_text(wanted, p->rank, p->shape);
         return err_set(e, E_FORMAT, "tensor %s has shape %s, but config.json makes it %s", p->name,
                        in_file, wanted);
     }

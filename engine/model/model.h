@@ -138,6 +138,7 @@ struct param *model_tensor(struct model *m, const char *name, int rank, const in
 /* The same of a head: starts fresh where the checkpoint lacks it, or model.labels asks for it. */
 struct param *model_fresh(struct model *m, const char *name, int rank, const int64_t *shape,
                           struct err *e);
+void model_shape_text(char out[96], int rank, const int64_t *shape); /* "[2, 3]" */
 /* A constant that is no tensor of the checkpoint, f32 [n]: arch.fill computes it. Added last. */
 struct param *model_table(struct model *m, const char *name, int64_t n, struct err *e);
 /* Adds <path>.weight, its bias if any, and the site. NULL on failure. */
