@@ -249,17 +249,20 @@ static void the_same_weights_give_the_same_logits_in_every_layout(void **state)
     }
 }
 
-static void recomputing_changes_no_bit_and_takes_less(void **state)
+static void recomputing_and_threads_change_no_bit(void **state)
 {
     (void)state;
     for (int m = 0; m < FOLDERS; m++) {
         char dir[64], first[65], hex[65];
         int64_t bytes[RECOMPUTE_COUNT];
         snprintf(dir, sizeof dir, GOLDEN "%s", folders[m]);
-        for (int policy = 0; policy < RECOMPUTE_COUNT; policy++) {
+        for (int run = 0; run < 2 * RECOMPUTE_COUNT; run++) {
             struct golden g;
             struct err e = ERR_INIT;
+            int policy = run / 2;
             open_golden(&g, dir, folders[m], true);
+            exec_free(g.exec);
+            assert_non_null(g.exec = g.graphs.exec = exec_new_cpu(run % 2 ? 5 : 1, &e));
             g.graphs.recompute = (enum recompute)policy;
             run_loss(&g, GRAPH_TRAIN);
             struct hash *h = hash_new("SHA256", &e);
@@ -269,7 +272,7 @@ static void recomputing_changes_no_bit_and_takes_less(void **state)
             }
             OK(hash_hex(h, hex, &e));
             hash_free(h);
-            if (policy == 0) memcpy(first, hex, sizeof hex);
+            if (run == 0) memcpy(first, hex, sizeof hex);
             assert_string_equal(hex, first);
             bytes[policy] = g.graphs.bound->report.step_bytes;
             close_golden(&g);
@@ -490,6 +493,32 @@ static void random_weights_need_only_the_config(void **state)
         model_free(m);
         fs_rmtree(dir, &e);
     }
+}
+
+static void without_labels_a_model_is_described_but_not_run(void **state)
+{
+    (void)state;
+    static const char config[] = "{\"architecture\": \"vit_tiny_patch16_224\","
+                                 " \"num_classes\": 0}";
+    char dir[] = "/tmp/graft-vit-XXXXXX", path[64];
+    struct err e = ERR_INIT;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    OK(fs_write_file(path, config, strlen(config), &e));
+    for (int labels = 0; labels <= 3; labels += 3) {
+        const struct model_options o = {.random = true, .labels = labels};
+        const struct model_shape s = {.B = 1};
+        struct model_io io;
+        struct model *m = model_open(dir, &o, &e);
+        if (!m) fail_msg("%s", e.msg);
+        assert_int_equal(m->classes, labels);
+        struct tape *t = tape_new(&e);
+        assert_int_equal(model_record(m, t, &s, &io, &e), labels ? 0 : -1);
+        if (!labels) assert_non_null(strstr(e.msg, "how many labels"));
+        tape_free(t);
+        model_free(m);
+    }
+    fs_rmtree(dir, &e);
 }
 
 static void sites_have_the_paths_of_their_modules(void **state)
@@ -722,12 +751,13 @@ int main(void)
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers_and_timm),
         cmocka_unit_test(the_same_weights_give_the_same_logits_in_every_layout),
         cmocka_unit_test(a_pass_in_bf16_is_recorded_with_gradients_in_f32),
-        cmocka_unit_test(recomputing_changes_no_bit_and_takes_less),
+        cmocka_unit_test(recomputing_and_threads_change_no_bit),
         cmocka_unit_test(gradients_are_the_slope_of_the_loss),
         cmocka_unit_test(a_bare_checkpoint_gets_a_fresh_head),
         cmocka_unit_test(another_number_of_labels_starts_a_fresh_head),
         cmocka_unit_test(sizes_of_timm_come_from_the_weights_and_the_name),
         cmocka_unit_test(random_weights_need_only_the_config),
+        cmocka_unit_test(without_labels_a_model_is_described_but_not_run),
         cmocka_unit_test(sites_have_the_paths_of_their_modules),
         cmocka_unit_test(a_config_beyond_the_builder_is_refused_by_field),
         cmocka_unit_test(a_wrong_array_of_an_npz_is_refused_by_name_and_shapes),
