@@ -6,6 +6,7 @@
  * by step; WARM rounds are not counted. A step is forward, backward, clipping to norm 1 and AdamW,
  * in f32, of random weights on random tokens or pixels without padding. Memory is the peak resident
  * size (VmHWM) of each process over the whole run: weights, PyTorch's libraries, everything.
+ * BENCH_PEER in the environment: an option of peer_torch.py instead of the one that was fastest.
  */
 #include "tests/bench/child.h"
 #include "tests/bench/report.h"
@@ -84,7 +85,9 @@ static long long start(struct child *c, const char *const *argv, const char *who
 
 static void compare(const struct workload *w, const char *self, int rounds, double peak)
 {
-    const char *python = getenv("PYTHON"), *option = w->peer_option;
+    const char *python = getenv("PYTHON"), *option = getenv("BENCH_PEER");
+    if (!option) option = w->peer_option;
+    if (option && !*option) option = NULL;
     const char *mine[] = {self, "serve", w->name, NULL};
     const char *theirs[] = {python ? python : "python3", "tests/bench/peer_torch.py", w->name,
                             option, NULL};

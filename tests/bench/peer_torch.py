@@ -1,9 +1,10 @@
 """The PyTorch side of bench_train: one training step per line of stdin.
 
-usage: peer_torch.py WORKLOAD [OPTION...]     OPTION: compile, eager, threads=N, small
+usage: peer_torch.py WORKLOAD [OPTION...]     OPTION: compile, eager (attention), threads=N
 
-Answers "ready <number of trained parameters> ..." once the model is built, then "<seconds> <loss> <CPU seconds>" to each line
-"step", and "<KiB>" (VmHWM of this process) to "rss". Weights are random; nothing is downloaded.
+Answers "ready <number of trained parameters> ..." once the model is built, then "<seconds> <loss>
+<CPU seconds>" to each line "step", and "<KiB>" (VmHWM of this process) to "rss". Weights are
+random; nothing is downloaded.
 """
 import os
 import sys

@@ -115,22 +115,29 @@ struct graph *trial_pass(struct trial *t)
     return g;
 }
 
-double trial_step(struct trial *t)
+void trial_update(struct trial *t)
 {
     const struct graph_key key = {.kind = GRAPH_UPDATE};
     struct err e = ERR_INIT;
     double n = (double)++t->steps;
-    float loss, zero = 0;
+    float zero = 0;
     float hyper[8] = {1e-4f, 0.01f, (float)(1 - pow(0.9, n)), (float)(1 - pow(0.999, n))};
+    struct graph *g = graphs_bind(&t->graphs, &key, &e);
+    if (!g || exec_write(t->exec, g->hyper[0], hyper, sizeof hyper, &e) ||
+        exec_write(t->exec, g->hyper[1], hyper, sizeof hyper, &e) ||
+        exec_write(t->exec, g->sumsq, &zero, sizeof zero, &e))
+        report_die(&e);
+}
+
+double trial_step(struct trial *t)
+{
+    struct err e = ERR_INIT;
+    float loss;
     struct graph *g = trial_pass(t);
     if (exec_run(t->exec, PHASE_STEP, 0, &e) ||
         exec_read(t->exec, g->io.loss, &loss, sizeof loss, &e))
         report_die(&e);
-    if (!(g = graphs_bind(&t->graphs, &key, &e)) ||
-        exec_write(t->exec, g->hyper[0], hyper, sizeof hyper, &e) ||
-        exec_write(t->exec, g->hyper[1], hyper, sizeof hyper, &e) ||
-        exec_write(t->exec, g->sumsq, &zero, sizeof zero, &e) ||
-        exec_run(t->exec, PHASE_UPDATE, 0, &e))
-        report_die(&e);
+    trial_update(t);
+    if (exec_run(t->exec, PHASE_UPDATE, 0, &e)) report_die(&e);
     return loss;
 }

@@ -32,8 +32,9 @@ struct trial {
 void trial_start(struct trial *t, const struct trial_options *o, struct exec *x);
 void trial_end(struct trial *t);
 
-/* Binds the training pass and feeds the batch. */
+/* Binds the training pass and feeds the batch; then the update of the parameters. */
 struct graph *trial_pass(struct trial *t);
+void trial_update(struct trial *t);
 /* One whole optimiser step as train.c does it; returns the loss. */
 double trial_step(struct trial *t);
 

@@ -13,7 +13,7 @@ const struct workload workload_list[] = {
       " \"num_attention_heads\": 9, \"num_key_value_heads\": 3, \"vocab_size\": 49152,"
       " \"max_position_embeddings\": 2048, \"rope_theta\": 100000.0,"
       " \"tie_word_embeddings\": true, " LLAMA_REST, "lora", "{\"r\": 16}", 4, 512, NULL, NULL}},
-    {"gpt2_full", "tokens", "6 N + 6 L C T per token, attention causal", NULL, 4 * 256, true,
+    {"gpt2_full", "tokens", "6 N + 6 L C T per token, attention causal", "compile", 4 * 256, true,
      {"{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"n_embd\": 768,"
       " \"n_layer\": 12, \"n_head\": 12, \"n_positions\": 1024, \"vocab_size\": 50257,"
       " \"layer_norm_epsilon\": 1e-5, \"activation_function\": \"gelu_new\","
