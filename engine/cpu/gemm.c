@@ -77,7 +77,8 @@ VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int
     float *c = t->c + j0;
     const int64_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, ldc = t->ldc, ldadd = t->ldadd;
     const bool far = b_k > NR; /* b is read where it lies */
-    const float *next = (add ? add : c) + nv * VEC;
+    /* The next tile, if it is of this strip: beyond it another thread may be writing. */
+    const float *next = (add ? add : c) + (t->cols - j0 >= 2 * nv * VEC ? nv * VEC : 0);
     const int64_t ldnext = add ? ldadd : ldc;
     ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] = (vec){0};
     /* By the time the sums are done, what they are added to is here. */
