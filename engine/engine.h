@@ -90,9 +90,10 @@ json_t *engine_settings(const char *method, const json_t *settings, struct err *
  * "dtype", "max_length", "vocab_size", "bytes", "files": [...]}. */
 json_t *engine_check_model(const char *dir, struct err *e);
 
-/* One uploaded file on its own, by kind of content: "jsonl", "safetensors", "json" (any JSON
- * object), "tokenizer". Reports every problem at once (first 50):
- * {"ok", "format", "rows", "problems": [{"line", "column", "field", "reason"}], "more": n}.
+/* One uploaded file on its own, by kind of content: "jsonl" (a data set, in CSV too),
+ * "safetensors", "json" (any JSON object), "tokenizer". Reports every problem at once (first 50):
+ * {"ok", "format", "rows", "problems": [{"line", "column", "field", "reason"}], "more": n}, of a
+ * data set also "container" ("jsonl" | "csv") and, if its rows have labels, "labels".
  * NULL only if the check itself could not be done. */
 json_t *engine_check_file(const char *path, const char *kind, struct err *e);
 

@@ -1,11 +1,11 @@
-/* dataset.h: JSONL text data: check, tokenise, order, and cut into batches.
+/* dataset.h: text data from JSONL or CSV: check, tokenise, order, and cut into batches.
  *
- * Rows: {"text"}, {"prompt","completion"}, {"messages":[{"role","content","weight"?}]}. One shape
- * per file. Loss is on completions and assistant turns only; on everything for "text".
+ * One shape of rows per file (rows.h). Loss is on completions and assistant turns only; on
+ * everything for "text".
  *   text        special(text) + eos
  *   completion  special(prompt) then completion (encoded without special tokens) + eos; prompt not
  *               trained
- *   messages    by chat template (chat.h)
+ *   messages, alpaca, sharegpt   by chat template (chat.h)
  * eos is not put after a row that already ends in it. A row longer than max_length is cut at its
  * end and counted; a row without a trained token left is skipped and counted. Strict UTF-8 (a byte
  * order mark at the start is skipped), LF or CRLF, no NUL, line <= 4 MiB, depth <= 32, duplicate
@@ -21,11 +21,13 @@
 #include <stdint.h>
 
 /* Every problem of a file at once, the first 50 in full (engine_check_file's report):
- * {"ok", "format": "text" | "completion" | "messages" | null, "rows",
- *  "problems": [{"line", "column", "field", "reason"}], "more"}. Lines and columns (bytes) count
- * from 1; field is "" for a row as a whole. NULL only if the file cannot be read. Needs no
- * tokenizer, and memory for the longest line only. */
+ * {"ok", "format": a name of rows_shape_name | null, "container": "jsonl" | "csv", "rows",
+ *  "problems": [{"line", "column", "field", "reason"}], "more"}, of shape "label" also "labels".
+ * Lines and columns (bytes) count from 1; field is "" for a row as a whole. NULL only if the file
+ * cannot be read. Needs no tokenizer, and memory for the longest line only. */
 json_t *dataset_check(const char *path, struct err *e);
+/* Whether the rows are conversations, by the first that has a shape. */
+int dataset_is_chat(const char *path, bool *yes, struct err *e);
 
 struct dataset_options {
     int64_t max_length;          /* tokens, >= 2 */

@@ -37,13 +37,41 @@ json_t *dataset_check(const char *path, struct err *e)
     if (rows_open(&r, path, collect, &f, e)) goto out;
     while ((rc = rows_next(&r, &row, e)) > 0) json_decref(row.json);
     if (!rc)
-        report = jx_pack(e, "{s:b, s:s?, s:I, s:O, s:I}", "ok", json_array_size(f.list) == 0,
-                         "format", rows_shape_name(r.shape), "rows", (json_int_t)r.count,
-                         "problems", f.list, "more", (json_int_t)f.more);
-    else
-        err_wrap(e, "%s", path);
+        report = jx_pack(e, "{s:b, s:s?, s:s, s:I, s:O, s:I}", "ok", json_array_size(f.list) == 0,
+                         "format", rows_shape_name(r.shape), "container", r.csv ? "csv" : "jsonl",
+                         "rows", (json_int_t)r.count, "problems", f.list, "more",
+                         (json_int_t)f.more);
+    if (report && r.shape == ROW_LABEL && jx_set(report, "labels", rows_labels(&r, e), e)) {
+        json_decref(report);
+        report = NULL;
+    }
+    if (!report) err_wrap(e, "%s", path);
     rows_close(&r);
 out:
     json_decref(f.list);
     return report;
+}
+
+static int ignore(void *ctx, const struct rows_problem *p, struct err *e)
+{
+    (void)ctx;
+    (void)p;
+    (void)e;
+    return 0;
+}
+
+int dataset_is_chat(const char *path, bool *yes, struct err *e)
+{
+    struct rows r;
+    struct row row;
+    int rc;
+    if (rows_open(&r, path, ignore, NULL, e)) return err_wrap(e, "%s", path);
+    /* A bad row may have a shape all the same, and be the last one. */
+    while ((rc = rows_next(&r, &row, e)) > 0) {
+        json_decref(row.json);
+        if (r.shape) break;
+    }
+    *yes = rows_is_chat(r.shape);
+    rows_close(&r);
+    return rc < 0 ? err_wrap(e, "%s", path) : 0;
 }

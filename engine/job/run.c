@@ -44,8 +44,8 @@ static int pick_length(struct run *r, struct err *e)
     return err_param(e, "hyperparameters.max_length");
 }
 
-/* The template for rows of messages. A template that nobody knows is an error only if there are
- * such rows. */
+/* The template for rows of conversations. One that nobody knows is an error only if there are such
+ * rows. */
 static int pick_chat(const struct run *r, enum chat_template *chat, struct err *e)
 {
     const char *name = settings_str(r->job.settings, "chat_template");
@@ -57,24 +57,15 @@ static int pick_chat(const struct run *r, enum chat_template *chat, struct err *
     return err_param(e, "hyperparameters.chat_template");
 }
 
-static int is_messages(const char *path, bool *yes, struct err *e)
-{
-    json_t *report = dataset_check(path, e);
-    if (!report) return -1;
-    *yes = str_eq(json_string_value(json_object_get(report, "format")), "messages");
-    json_decref(report);
-    return 0;
-}
-
 static int load_data(struct run *r, struct err *e)
 {
     const struct hf_config *c = &r->session.model->cfg;
     struct dataset_options o = {.max_length = r->max_length,
                                 .eos = c->neos ? (int32_t)c->eos[0] : -1};
     double split = settings_real(r->job.settings, "validation_split");
-    bool messages;
-    if (is_messages(r->job.training_file, &messages, e)) goto bad_training;
-    if (messages && pick_chat(r, &o.chat, e)) return -1;
+    bool chat;
+    if (dataset_is_chat(r->job.training_file, &chat, e)) goto bad_training;
+    if (chat && pick_chat(r, &o.chat, e)) return -1;
     r->chat = o.chat;
     if (!(r->train = dataset_open(r->job.training_file, r->session.tok, &o, e)))
         goto bad_training;
