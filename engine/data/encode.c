@@ -58,10 +58,12 @@ static int encode_messages(struct encoding *x, const struct tok *t, const json_t
         const json_t *o = json_array_get(list, i), *weight = json_object_get(o, "weight");
         m[i].role = json_string_value(json_object_get(o, "role"));
         m[i].content = json_string_value(json_object_get(o, "content"));
+        m[i].calls = json_object_get(o, "tool_calls");
         m[i].train = strcmp(m[i].role, "assistant") == 0 &&
                      !(json_is_number(weight) && json_number_value(weight) == 0);
     }
-    int rc = chat_encode(t, chat, m, (int)n, false, &x->ids, &x->trained, e);
+    const struct chat_talk talk = {.m = m, .n = (int)n, .tools = json_object_get(row, "tools")};
+    int rc = chat_encode(t, chat, &talk, &x->ids, &x->trained, e);
     mem_free(m);
     return rc;
 }

@@ -4,7 +4,8 @@
  * stdin: records of a 32-bit length and as many bytes, little-endian as everything here.
  *   encode, special  a text           -> a list of ids (special: with the post-processor)
  *   decode, skip     ids (int32)      -> a text (skip: without special tokens)
- *   chat             JSON {"template", "messages", "generation"} -> ids, then trained flags
+ *   chat             JSON {"template", "messages", "generation", "tools"?}
+ *                                     -> ids, then trained flags
  *   check            (no records)     -> nothing; exit 0 if FILE is accepted
  *   detect           (no records)     -> the name of the chat template of the folder FILE
  *   bench            texts            -> on stdout one line: bytes per second of a single thread
@@ -59,26 +60,28 @@ static int chat(const struct tok *t, const char *json, size_t n, struct ids *out
 {
     enum { MOST = 256 };
     struct chat_message m[MOST];
+    struct chat_talk talk = {.m = m};
     enum chat_template c;
     const char *name;
     json_t *list, *root = jx_parse(json, n, e);
-    bool generation;
-    int count = 0, rc = -1;
+    int rc = -1;
     if (!root || jx_str(root, "template", &name, e) || jx_array(root, "messages", &list, e) ||
-        jx_bool(root, "generation", &generation, e))
+        jx_bool(root, "generation", &talk.generation, e))
         goto out;
     if (!chat_parse(name, &c)) {
         err_set(e, E_ARG, "no template '%s'", name);
         goto out;
     }
-    for (; count < MOST && count < (int)json_array_size(list); count++) {
-        json_t *o = json_array_get(list, (size_t)count);
-        m[count].train = true;
-        if (jx_str(o, "role", &m[count].role, e) || jx_str(o, "content", &m[count].content, e) ||
-            jx_opt_bool(o, "train", &m[count].train, e))
+    for (; talk.n < MOST && talk.n < (int)json_array_size(list); talk.n++) {
+        json_t *o = json_array_get(list, (size_t)talk.n);
+        struct chat_message *one = &m[talk.n];
+        *one = (struct chat_message){.train = true, .calls = json_object_get(o, "tool_calls")};
+        if (jx_str(o, "role", &one->role, e) || jx_str(o, "content", &one->content, e) ||
+            jx_opt_bool(o, "train", &one->train, e))
             goto out;
     }
-    rc = chat_encode(t, c, m, count, generation, out, trained, e);
+    talk.tools = json_object_get(root, "tools");
+    rc = chat_encode(t, c, &talk, out, trained, e);
 out:
     json_decref(root);
     return rc;

@@ -132,7 +132,8 @@ static void every_shape_and_container_gives_the_same_rows(void **state)
     static const char *const talks[] = {
         "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},"
         "{\"role\":\"assistant\",\"content\":\"ab\"}]}",
-        "{\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\"ab\"}]}",
+        "{\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\""
+        "ab\"}]}",
         "{\"instruction\":\"q\",\"input\":\"\",\"output\":\"ab\"}",
         "instruction,output\nq,ab\n",
         "conversations\n\"[{\"\"from\"\":\"\"human\"\",\"\"value\"\":\"\"q\"\"},"
