@@ -7,7 +7,7 @@ B       := build
 VENV    ?= $(B)/venv
 VERSION := 0.1.0
 
-PKGS    := libmicrohttpd jansson sqlite3 libcrypto libpcre2-8 libutf8proc openblas
+PKGS    := libmicrohttpd jansson sqlite3 libcrypto libpcre2-8 libutf8proc openblas libarchive
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wconversion \
            -Wno-sign-conversion -Wno-format-truncation $(if $(CI),-Werror)
 HARDEN  := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE

@@ -87,7 +87,8 @@ json_t *engine_settings(const char *method, const json_t *settings, struct err *
 
 /* Opens every file of a model folder the way a job would (config.json, safetensors headers and
  * shapes, tokenizer.json) and describes it: {"model_type", "architecture", "parameters",
- * "dtype", "max_length", "vocab_size", "bytes", "files": [...]}. */
+ * "dtype", "bytes", "files": [...]}, and of a model of text "max_length" and "vocab_size", of
+ * images "channels", "image_size": [height, width] and "labels". */
 json_t *engine_check_model(const char *dir, struct err *e);
 
 /* One uploaded file on its own, by kind of content: "jsonl" (a data set, in CSV too),

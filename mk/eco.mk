@@ -2,7 +2,7 @@
 ECO_SRC := $(wildcard tests/ecosystem/*.c)
 ECO_BIN := $(ECO_SRC:%.c=$(B)/%)
 
-$(ECO_BIN): $(B)/tests/ecosystem/%: $(B)/tests/ecosystem/%.o $(B)/libengine.a
+$(ECO_BIN): $(B)/tests/ecosystem/%: $(B)/tests/ecosystem/%.o $(B)/tests/lib/refbatch.o $(B)/libengine.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 .PHONY: eco-bins check-ecosystem

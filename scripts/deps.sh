@@ -3,7 +3,7 @@
 # usage: scripts/deps.sh [build] [test] [ecosystem]     default: build
 set -eu
 build="gcc make pkg-config libmicrohttpd-dev libjansson-dev libsqlite3-dev libssl-dev libpcre2-dev
-       libutf8proc-dev libopenblas-dev curl jq"
+       libutf8proc-dev libopenblas-dev libarchive-dev curl jq"
 test="libcmocka-dev libcurl4-openssl-dev"
 ecosystem="python3 python3-venv nodejs npm"
 want=

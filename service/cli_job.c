@@ -20,14 +20,6 @@ enum { JOB_FILE_MAX = 4 << 20, BAR = 24, PLAIN_MS = 5000 };
 
 /* ---- from a job file to a job ---- */
 
-static void folder_of(const char *path, char out[FS_PATH_MAX])
-{
-    const char *slash = strrchr(path, '/');
-    if (!slash) str_copy(out, FS_PATH_MAX, ".");
-    else if (slash == path) str_copy(out, FS_PATH_MAX, "/");
-    else snprintf(out, FS_PATH_MAX, "%.*s", (int)(slash - path), path);
-}
-
 /* "dir/name.json" -> "name", in characters that an id may have. */
 static void stem_of(const char *path, char out[64])
 {
@@ -70,7 +62,7 @@ static int complete(json_t *job, const char *path, int threads, struct err *e)
     char base[FS_PATH_MAX], stem[64], name[160];
     json_t *model;
     const char *method;
-    folder_of(path, base);
+    fs_parent(base, path);
     stem_of(path, stem);
     if (set_default(job, "version", json_integer(1), e) ||
         set_default(job, "id", jx_pack(e, "s", stem), e) ||
@@ -227,7 +219,7 @@ int cli_job_run(const char *path, const char *dir, int threads, struct err *e)
     json_t *job = cli_job_load(path, threads, e);
     if (!job) return EXIT_USER;
     if (!dir) {
-        folder_of(path, folder);
+        fs_parent(folder, path);
         stem_of(path, stem);
         snprintf(beside, sizeof beside, "%s/%s-job", folder, stem);
         dir = beside;

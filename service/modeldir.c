@@ -216,8 +216,7 @@ static int link_one(struct service *s, const json_t *item, const char *dir, json
     if (!safe_path(path))
         return err_set(e, E_ARG, "'%.80s' is no path of a model file", path);
     if (fs_join(full, dir, path, e)) return -1;
-    str_copy(parent, sizeof parent, full);
-    *strrchr(parent, '/') = 0;
+    fs_parent(parent, full);
     if (fs_exists(full)) return err_set(e, E_ARG, "'%.80s' appears twice", path);
     if (fs_mkdirs(parent, e) || link_blob(s, file, full, &info, e) || fs_sync_dir(parent, e))
         return -1;

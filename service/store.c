@@ -369,10 +369,8 @@ static int refuse_network(const char *path, struct err *e)
                                   0x517b /* SMB */, 0x564c /* NCP */, 0x01021997 /* 9P */};
     char dir[FS_PATH_MAX];
     struct statfs st;
-    str_copy(dir, sizeof dir, path);
-    char *slash = strrchr(dir, '/');
-    if (slash) slash[slash == dir] = 0;
-    if (statfs(slash ? dir : ".", &st)) return err_sys(e, "cannot look at %s", dir);
+    fs_parent(dir, path);
+    if (statfs(dir, &st)) return err_sys(e, "cannot look at %s", dir);
     for (size_t i = 0; i < sizeof magics / sizeof *magics; i++)
         if ((unsigned)st.f_type == (unsigned)magics[i])
             return err_set(e, E_UNSUPPORTED,

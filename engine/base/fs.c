@@ -153,6 +153,13 @@ int64_t fs_free_bytes(const char *path, struct err *e)
     return (int64_t)v.f_bavail * (int64_t)v.f_frsize;
 }
 
+void fs_parent(char out[FS_PATH_MAX], const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash) snprintf(out, FS_PATH_MAX, ".");
+    else snprintf(out, FS_PATH_MAX, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+}
+
 int fs_join(char out[FS_PATH_MAX], const char *dir, const char *name, struct err *e)
 {
     size_t n = strlen(dir);
@@ -294,12 +301,7 @@ struct fs_writer *fs_writer_new(const char *path, struct err *e)
         goto fail;
     }
     snprintf(w->path, sizeof w->path, "%s", path);
-    snprintf(w->dir, sizeof w->dir, "%s", path);
-    char *slash = strrchr(w->dir, '/');
-    if (!slash)
-        snprintf(w->dir, sizeof w->dir, ".");
-    else
-        slash[slash == w->dir] = 0;
+    fs_parent(w->dir, path);
     w->hash = hash_new("SHA256", e);
     if (!w->hash) goto fail;
     w->fd = fs_open(w->tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0600, e);

@@ -35,6 +35,8 @@ int fs_rmtree(const char *path, struct err *e);   /* never follows links; missin
 int fs_sync_dir(const char *path, struct err *e);
 int64_t fs_free_bytes(const char *path, struct err *e);
 
+/* The folder that a path lies in: "a/b" -> "a", "/a" -> "/", "a" -> ".". */
+void fs_parent(char out[FS_PATH_MAX], const char *path);
 /* Joins with one '/'. Fails with E_LIMIT if the result does not fit. */
 int fs_join(char out[FS_PATH_MAX], const char *dir, const char *name, struct err *e);
 /* A name that may become one path component: [A-Za-z0-9._-]{1,255}, not starting with '.'. */
@@ -58,7 +60,9 @@ struct fs_writer;
 struct fs_writer *fs_writer_new(const char *path, struct err *e);
 int fs_writer_put(struct fs_writer *w, const void *p, size_t n, struct err *e);
 /* Publishes. sha256 may be NULL. On failure nothing of the new file remains and an older file
- * under that name is untouched. Frees w in every case. */
+ * under that name is untouched, with one exception: if the last call of all fails, the sync of
+ * the folder after the rename, the new file is there, whole, but a power cut may still bring the
+ * older one back. Frees w in every case. */
 int fs_writer_publish(struct fs_writer *w, char sha256[65], struct err *e);
 void fs_writer_abort(struct fs_writer *w); /* NULL is fine */
 
@@ -66,7 +70,8 @@ void fs_writer_abort(struct fs_writer *w); /* NULL is fine */
 int fs_write_file(const char *path, const void *p, size_t n, struct err *e);
 
 /* Publishes a complete folder: writes `manifest.json` (size and SHA-256 of every file below
- * `tmp`, sorted) last, then renames tmp to path and syncs the parent. path must not exist. */
+ * `tmp`, sorted) last, then renames tmp to path and syncs the parent. path must not exist. If that
+ * last sync fails, the call fails and the folder is there, as with fs_writer_publish. */
 int fs_publish_dir(const char *tmp, const char *path, struct err *e);
 /* 0 if the manifest parses and every file has its size (and, if hashes, its SHA-256). */
 int fs_check_dir(const char *path, bool hashes, struct err *e);

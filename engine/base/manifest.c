@@ -72,12 +72,7 @@ int fs_publish_dir(const char *tmp, const char *path, struct err *e)
         err_set(e, E_IO, "injected failure");
         goto out;
     }
-    snprintf(parent, sizeof parent, "%s", path);
-    char *slash = strrchr(parent, '/');
-    if (slash)
-        slash[slash == parent] = 0;
-    else
-        snprintf(parent, sizeof parent, ".");
+    fs_parent(parent, path);
     rc = fs_sync_dir(parent, e);
 out:
     mem_free(text);

@@ -274,7 +274,7 @@ static int check_grad(const struct tape *t, int y, int dy, const int *x, int nx,
     for (int i = 0; i < nx; i++) ok = ok && x[i] >= 0 && x[i] < t->ntensors;
     if (!ok) return err_set(e, E_BUG, "a gradient is asked of a tensor that does not exist");
     const struct tensor *ty = &t->tensors[y], *td = &t->tensors[dy];
-    if (td->dtype == DT_F32 && ty->dtype == DT_F32 && td->rank == ty->rank &&
+    if (td->dtype == ty->dtype && td->dtype != DT_I32 && td->rank == ty->rank &&
         memcmp(td->shape, ty->shape, sizeof td->shape) == 0)
         return 0;
     return err_set(e, E_BUG, "the cotangent %s does not fit %s", tape_text(td, a),

@@ -24,6 +24,7 @@ struct block {
 struct work {
     const struct tape *t;
     struct plan *p;
+    op_ws_fn ws;
     struct arena scratch;
     bool *need;           /* [tensors] per root: somebody reads it */
     int *home;            /* [tensors] per root: the tensor whose block it lies in */
@@ -181,15 +182,20 @@ static void overlay(struct work *w)
 
 /* ---- place --------------------------------------------------------------------------------- */
 
-static void step_cost(const struct work *w, int step, struct op_cost *c)
+static void step_cost(const struct plan *p, op_ws_fn ws, int step, struct op_cost *c)
 {
-    const struct node *n = node_of(w, step);
+    const struct tape *t = p->tape;
+    const struct node *n = &t->nodes[p->steps[step].node];
     const struct tensor *in[NODE_IN] = {0}, *out[NODE_OUT] = {0};
     for (int k = 0; k < n->nin; k++)
-        if (n->in[k] >= 0) in[k] = &w->t->tensors[n->in[k]];
-    for (int k = 0; k < n->nout; k++)
-        if (wanted(w, n, k) || op_table[n->op].flags & F_STATE) out[k] = &w->t->tensors[n->out[k]];
-    op_table[n->op].cost(n->attrs, in, out, w->p->threads, c);
+        if (n->in[k] >= 0) in[k] = &t->tensors[n->in[k]];
+    for (int k = 0; k < n->nout; k++) {
+        int y = tape_root(t, n->out[k]);
+        if (y >= 0 && (t->tensors[y].param || p->places[y].first >= 0))
+            out[k] = &t->tensors[n->out[k]];
+    }
+    op_table[n->op].cost(n->attrs, in, out, p->threads, c);
+    if (ws) c->ws_bytes = ws(n->op, n->attrs, in, out, c->ws_bytes);
 }
 
 /* Fills blocks[id] and counts costs on the way. */
@@ -208,7 +214,7 @@ static void make_blocks(struct work *w)
     for (int i = 0; i < w->p->nsteps; i++) {
         struct plan_step *s = &w->p->steps[i];
         struct op_cost c = {0};
-        step_cost(w, i, &c);
+        step_cost(w->p, w->ws, i, &c);
         r->flops[s->phase] += c.flops;
         r->traffic[s->phase] += c.bytes;
         s->ws_bytes = c.ws_bytes;
@@ -293,25 +299,6 @@ static void count_params(struct work *w)
     }
 }
 
-static double mib(int64_t bytes)
-{
-    return (double)bytes / (1024.0 * 1024.0);
-}
-
-static int check_budget(const struct plan_report *r, int64_t budget, struct err *e)
-{
-    int64_t total = r->step_bytes + r->weight_bytes + r->trainable_bytes + r->grad_bytes +
-                    r->moment_bytes;
-    if (budget == 0 || total <= budget) return 0;
-    return err_set(e, E_DEVMEM,
-                   "%.1f MiB of memory are needed, %.1f MiB more than the %.1f MiB allowed "
-                   "(weights %.1f, trainable %.1f, gradients %.1f, moments %.1f, "
-                   "activations and workspace %.1f)",
-                   mib(total), mib(total - budget), mib(budget), mib(r->weight_bytes),
-                   mib(r->trainable_bytes), mib(r->grad_bytes), mib(r->moment_bytes),
-                   mib(r->step_bytes));
-}
-
 static int work_init(struct work *w, struct err *e)
 {
     size_t tensors = (size_t)w->t->ntensors, blocks = tensors + (size_t)w->t->nnodes;
@@ -327,7 +314,7 @@ static int work_init(struct work *w, struct err *e)
 
 struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e)
 {
-    struct work w = {.t = t};
+    struct work w = {.t = t, .ws = o->ws};
     int rc = -1;
     if (tape_ok(t, e)) return NULL;
     if (o->threads < 1 || o->threads > PLAN_THREADS) {
@@ -347,7 +334,7 @@ struct plan *plan_make(const struct tape *t, const struct plan_options *o, struc
     if (place(&w, e)) goto out;
     note_places(&w);
     count_params(&w);
-    rc = check_budget(&w.p->report, o->budget_bytes, e);
+    rc = 0;
 out:
     arena_clear(&w.scratch);
     if (rc) plan_free(w.p);
@@ -360,4 +347,20 @@ void plan_free(struct plan *p)
     mem_free(p->steps);
     mem_free(p->places);
     mem_free(p);
+}
+
+double plan_seconds(const struct plan *p, enum phase phase, const struct plan_rates *r)
+{
+    double sum = 0;
+    for (int i = 0; i < p->nsteps; i++) {
+        int op = p->tape->nodes[p->steps[i].node].op;
+        struct op_cost c = {0};
+        if (p->steps[i].phase != phase) continue;
+        step_cost(p, NULL, i, &c);
+        bool attention = op == OP_ATTN || op == OP_ATTN_BWD;
+        double work = (double)c.flops / (attention ? r->attention : r->products);
+        double moved = (double)c.bytes / r->bytes;
+        sum += work > moved ? work : moved;
+    }
+    return sum;
 }

@@ -11,6 +11,7 @@
 #ifndef GRAFT_PLAN_H
 #define GRAFT_PLAN_H
 
+#include "engine/core/device.h"
 #include "engine/core/tape.h"
 
 enum { PLAN_THREADS = 1024 };
@@ -50,12 +51,22 @@ struct plan {
 
 struct plan_options {
     int threads;           /* workspace is sized for this many; >= 1 */
-    int64_t budget_bytes;  /* 0: none. Else E_DEVMEM with the shortage if the total exceeds it */
+    op_ws_fn ws;           /* of the device that is to run the plan; NULL: as the ops ask */
+};
+
+/* What a device does in a second, measured (engine/job/profile.h). */
+struct plan_rates {
+    double products;  /* operations of matrix products */
+    double attention; /* operations of attention, masked ones counted too */
+    double bytes;     /* read and written */
 };
 
 /* Steps are in execution order: all of PHASE_STEP, then all of PHASE_UPDATE. An input lives from
  * the start to its last use; an output at least to the end of the phase that writes it. */
 struct plan *plan_make(const struct tape *t, const struct plan_options *o, struct err *e);
 void plan_free(struct plan *p);
+
+/* Expected time of one run of a phase: each step takes as long as its operations or its bytes. */
+double plan_seconds(const struct plan *p, enum phase phase, const struct plan_rates *r);
 
 #endif

@@ -64,6 +64,7 @@ struct tape {
     int ntensors, cap_tensors;
     enum phase phase;
     int segment, nsegments;
+    enum dtype compute; /* dtype of activations: what EMBED and PATCHES make; F32 unless changed */
     struct err err;
     struct param one; /* the constant 1.0, f32 [1] */
 };

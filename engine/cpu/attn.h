@@ -21,6 +21,8 @@ struct attn {
     int64_t B, T, H, D, S, G;
     const float *q, *k, *v; /* [B,T,H,D] [B,S,G,D] [B,S,G,D] */
     const int32_t *range;   /* [B,T,2] */
+    const void *bias;       /* [H,T,S] of dtype bias_type, or NULL */
+    enum dtype bias_type;
     const float *dy, *lse;  /* backward only: [B,T,H,D] [B,T,H] */
     float *delta;           /* backward only: [B,T,H], sum of dy o */
     float scale;
@@ -56,6 +58,17 @@ static inline struct span attn_union(const struct attn *a, int64_t b, int64_t t,
         u.hi = max64(u.hi, r.hi);
     }
     return u;
+}
+
+/* Adds the bias of query t of head h to its scores of the keys in u, counted from key k0. */
+static inline void attn_add_bias(const struct attn *a, int64_t h, int64_t t, int64_t k0,
+                                 struct span u, float *score)
+{
+    float tmp[ATTN_K];
+    if (!a->bias) return;
+    const float *b = cpu_floats(a->bias, a->bias_type, (h * a->T + t) * a->S + k0 + u.lo,
+                                u.hi - u.lo, tmp);
+    for (int64_t j = u.lo; j < u.hi; j++) score[j] += b[j - u.lo];
 }
 
 static inline int64_t attn_q_at(const struct attn *a, int64_t b, int64_t t, int64_t h)

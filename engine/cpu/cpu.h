@@ -16,6 +16,7 @@ extern const op_run_fn cpu_table_avx512[OP_COUNT]; /* and AVX-512 F, BW, DQ, VL 
 struct cpu_level {
     const char *name;
     const op_run_fn *table;
+    struct device device;
 };
 
 /* The levels this machine can run, best first; NULL past the last. The last is "baseline". */

@@ -6,9 +6,9 @@
 enum { AVX512, AVX2, BASELINE, LEVELS }; /* best first */
 
 static const struct cpu_level levels[LEVELS] = {
-    [AVX512] = {"avx512", cpu_table_avx512},
-    [AVX2] = {"avx2", cpu_table_avx2},
-    [BASELINE] = {"baseline", cpu_table},
+    [AVX512] = {"avx512", cpu_table_avx512, {.name = "cpu", .table = cpu_table_avx512}},
+    [AVX2] = {"avx2", cpu_table_avx2, {.name = "cpu", .table = cpu_table_avx2}},
+    [BASELINE] = {"baseline", cpu_table, {.name = "cpu", .table = cpu_table}},
 };
 
 static bool can_run(int level)
@@ -42,5 +42,5 @@ struct exec *exec_new_cpu(int threads, struct err *e)
 {
     const struct cpu_level *level = cpu_level_pick(e);
     if (!level) return NULL;
-    return exec_new("cpu", level->table, threads ? threads : pool_default_threads(), e);
+    return exec_new(&level->device, threads ? threads : pool_default_threads(), e);
 }

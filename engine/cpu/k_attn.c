@@ -14,6 +14,9 @@ int attn_init(struct attn *a, const struct step *s, int first, struct err *e)
         .S = k->shape[1], .G = k->shape[2], .scale = attrs->scale, .q = s->in[first],
         .k = s->in[first + 1], .v = s->in[first + 2], .range = s->in[first + 3],
     };
+    int bias = first ? 7 : 4;
+    a->bias = s->in[bias];
+    if (a->bias) a->bias_type = s->tin[bias]->dtype;
     a->qtiles = tiles(a->T, ATTN_Q);
     a->ktiles = tiles(a->S, ATTN_K);
     if (a->D > ATTN_D)
@@ -68,6 +71,7 @@ static void softmax_rows(struct forward *f, int64_t i, int64_t n, struct span co
     int64_t ld = f->a->H * f->a->D;
     for (int64_t r = i; r < i + n; r++, p += ATTN_K) {
         struct span u = attn_span(f->a, f->b, f->t0 + r, f->k0, f->m);
+        attn_add_bias(f->a, f->h, f->t0 + r, f->k0, u, p);
         float shrink, sum = softmax_row(p, cols, u, &f->max[r], &shrink);
         f->sum[r] = f->sum[r] * shrink + sum;
         for (int64_t d = 0; f->o && shrink != 1 && d < f->a->D; d++) f->o[r * ld + d] *= shrink;

@@ -1,8 +1,9 @@
 /* ATTN_BWD: probabilities are computed again from the saved log-sums. dk and dv belong to tasks
  * over tiles of keys, which take the heads of their group and the tiles of queries in order; dq to
- * tasks over tiles of queries, which take the tiles of keys in order. Where there are enough
- * (batch, group) pairs, one task does all of a pair, tile of keys after tile of keys, and computes
- * the probabilities once for all three gradients. */
+ * tasks over tiles of queries, which take the tiles of keys in order; where the gradient of the
+ * bias is wanted too, such a task takes its tile of one sequence after the other and adds them up.
+ * Else, where there are enough (batch, group) pairs, one task does all of a pair, tile of keys
+ * after tile of keys, and computes the probabilities once for all three gradients. */
 #include "engine/cpu/attn.h"
 
 #include <string.h>
@@ -36,7 +37,7 @@ static void pack_keys(struct pair *x, bool for_dq)
     if (for_dq) attn_pack_rows(x->a, x->a->k + at, ld, x->m, x->kr);
 }
 
-/* Probabilities and their gradients (times scale) of the n queries from i, in columns *cols of
+/* Probabilities and the gradients of the scores of the n queries from i, in columns *cols of
  * p and ds [n, ATTN_K]; false if none of them sees a key of the tile. */
 static bool pair_strip(const struct pair *x, int64_t i, int64_t n, struct span *cols, float *p,
                        float *ds)
@@ -54,15 +55,16 @@ static bool pair_strip(const struct pair *x, int64_t i, int64_t n, struct span *
         int64_t at = (x->b * a->T + x->t0 + r) * a->H + x->h;
         struct span own = attn_span(a, x->b, x->t0 + r, x->k0, x->m);
         float lse = own.lo < own.hi ? a->lse[at] : 0, delta = a->delta[at];
+        attn_add_bias(a, x->h, x->t0 + r, x->k0, own, p);
         for (int64_t j = cols->lo; j < own.lo; j++) p[j] = -INFINITY;
         for (int64_t j = own.hi; j < cols->hi; j++) p[j] = -INFINITY;
         for (int64_t j = cols->lo; j < cols->hi; j++) p[j] = mx_exp(p[j] - lse);
-        for (int64_t j = cols->lo; j < cols->hi; j++) ds[j] = p[j] * (ds[j] - delta) * a->scale;
+        for (int64_t j = cols->lo; j < cols->hi; j++) ds[j] = p[j] * (ds[j] - delta);
     }
     return true;
 }
 
-/* dq of the n queries from i += ds, whose columns cols count, times the keys of the tile. */
+/* dq of the n queries from i += scale ds, whose columns cols count, times the keys of the tile. */
 static void add_dq(const struct pair *x, int64_t i, int64_t n, struct span cols, const float *ds)
 {
     const struct attn *a = x->a;
@@ -71,9 +73,40 @@ static void add_dq(const struct pair *x, int64_t i, int64_t n, struct span cols,
     struct gemm_strip t = {
         .kc = min64(cols.hi, x->m) - cols.lo, .cols = a->D, .a = ds + cols.lo, .a_row = ATTN_K,
         .a_k = 1, .b = x->kr + cols.lo * GEMM_NR, .b_k = GEMM_NR, .b_panel = gemm_panel(x->m),
-        .alpha = 1, .add = dq, .ldadd = ld, .c = dq, .ldc = ld,
+        .alpha = a->scale, .add = dq, .ldadd = ld, .c = dq, .ldc = ld,
     };
     gemm_strips(t, n);
+}
+
+/* dbias of the n queries from i += ds */
+static void add_dbias(const struct pair *x, int64_t i, int64_t n, const float *ds)
+{
+    const struct attn *a = x->a;
+    for (int64_t r = i; r < i + n; r++, ds += ATTN_K) {
+        struct span own = attn_span(a, x->b, x->t0 + r, x->k0, x->m);
+        float *to = (float *)a->s->out[3] + (x->h * a->T + x->t0 + r) * a->S + x->k0;
+        for (int64_t j = own.lo; j < own.hi; j++) to[j] += ds[j];
+    }
+}
+
+/* What the tile of queries t0 of sequence b and head h adds to dq and dbias. */
+static void queries_tile(struct pair *x)
+{
+    const struct attn *a = x->a;
+    float p[GEMM_MR * ATTN_K], ds[GEMM_MR * ATTN_K];
+    x->g = x->h / (a->H / a->G);
+    x->n = min64(ATTN_Q, a->T - x->t0);
+    struct span all = attn_union(a, x->b, x->t0, x->n, 0, a->S), cols;
+    for (x->k0 = all.lo / ATTN_K * ATTN_K; x->k0 < all.hi; x->k0 += ATTN_K) {
+        x->m = min64(ATTN_K, a->S - x->k0);
+        pack_keys(x, true);
+        for (int64_t i = 0; i < x->n; i += GEMM_MR) {
+            int64_t n = min64(GEMM_MR, x->n - i);
+            if (!pair_strip(x, i, n, &cols, p, ds)) continue;
+            if (a->s->out[0]) add_dq(x, i, n, cols, ds);
+            if (a->s->out[3]) add_dbias(x, i, n, ds);
+        }
+    }
 }
 
 static void dq_tile(void *ctx, int64_t task, int thread)
@@ -82,19 +115,19 @@ static void dq_tile(void *ctx, int64_t task, int thread)
     struct pair x = pair_of(a, thread);
     x.b = task / a->qtiles / a->H;
     x.h = task / a->qtiles % a->H;
-    x.g = x.h / (a->H / a->G);
     x.t0 = task % a->qtiles * ATTN_Q;
-    x.n = min64(ATTN_Q, a->T - x.t0);
-    struct span all = attn_union(a, x.b, x.t0, x.n, 0, a->S), cols;
-    float p[GEMM_MR * ATTN_K], ds[GEMM_MR * ATTN_K];
-    for (x.k0 = all.lo / ATTN_K * ATTN_K; x.k0 < all.hi; x.k0 += ATTN_K) {
-        x.m = min64(ATTN_K, a->S - x.k0);
-        pack_keys(&x, true);
-        for (int64_t i = 0; i < x.n; i += GEMM_MR) {
-            int64_t n = min64(GEMM_MR, x.n - i);
-            if (pair_strip(&x, i, n, &cols, p, ds)) add_dq(&x, i, n, cols, ds);
-        }
-    }
+    queries_tile(&x);
+}
+
+static void dbias_tile(void *ctx, int64_t task, int thread)
+{
+    const struct attn *a = ctx;
+    struct pair x = pair_of(a, thread);
+    x.h = task / a->qtiles;
+    x.t0 = task % a->qtiles * ATTN_Q;
+    float *rows_ = (float *)a->s->out[3] + (x.h * a->T + x.t0) * a->S;
+    memset(rows_, 0, (size_t)(min64(ATTN_Q, a->T - x.t0) * a->S) * sizeof *rows_);
+    for (x.b = 0; x.b < a->B; x.b++) queries_tile(&x);
 }
 
 /* Queries of the tile that see any of the n keys from j. */
@@ -112,9 +145,10 @@ static struct span seen_by(const struct pair *x, int64_t j, int64_t n)
 
 enum { KEY_STRIPS = (ATTN_K + GEMM_MR - 1) / GEMM_MR };
 
-/* out[m,D] += f^T y for the keys of the tile; f[n, ATTN_K], y packed rows of the queries, seen:
- * which queries count for each strip of keys. */
-static void add_product(const struct pair *x, const float *f, const struct span *seen, float *out)
+/* out[m,D] += alpha f^T y for the keys of the tile; f[n, ATTN_K], y packed rows of the queries,
+ * seen: which queries count for each strip of keys. */
+static void add_product(const struct pair *x, const float *f, const struct span *seen, float alpha,
+                        float *out)
 {
     const struct attn *a = x->a;
     int64_t ld = a->G * a->D;
@@ -124,7 +158,8 @@ static void add_product(const struct pair *x, const float *f, const struct span 
         struct gemm_strip t = {
             .kc = seen->hi - seen->lo, .cols = a->D, .a = f + seen->lo * ATTN_K + j, .a_row = 1,
             .a_k = ATTN_K, .b = x->yp + seen->lo * GEMM_NR, .b_k = GEMM_NR,
-            .b_panel = gemm_panel(x->n), .alpha = 1, .add = to, .ldadd = ld, .c = to, .ldc = ld,
+            .b_panel = gemm_panel(x->n), .alpha = alpha, .add = to, .ldadd = ld, .c = to,
+            .ldc = ld,
         };
         gemm_strips(t, min64(GEMM_MR, x->m - j));
     }
@@ -151,11 +186,11 @@ static void keys_pair(struct pair *x, bool with_dq)
         seen[j / GEMM_MR] = seen_by(x, j, min64(GEMM_MR, x->m - j));
     if (dv) {
         attn_pack_rows(a, a->dy + at, ldq, x->n, x->yp);
-        add_product(x, p, seen, dv);
+        add_product(x, p, seen, 1, dv);
     }
     if (dk) {
         attn_pack_rows(a, a->q + at, ldq, x->n, x->yp);
-        add_product(x, ds, seen, dk);
+        add_product(x, ds, seen, a->scale, dk);
     }
 }
 
@@ -223,11 +258,12 @@ int cpu_attn_bwd(const struct step *s, struct exec *x, struct err *e)
     int64_t most = max64(a.B * a.T * a.H, a.B * a.S * a.G);
     pool_run(x->pool, tiles(most, 64), start_rows, &a);
     bool dkv = s->out[1] || s->out[2];
-    if (s->out[0] && dkv && a.B * a.G >= PAIRS) {
+    if (s->out[0] && dkv && !s->out[3] && a.B * a.G >= PAIRS) {
         pool_run(x->pool, a.B * a.G, all_of_a_pair, &a);
         return 0;
     }
-    if (s->out[0]) pool_run(x->pool, a.B * a.H * a.qtiles, dq_tile, &a);
+    if (s->out[3]) pool_run(x->pool, a.H * a.qtiles, dbias_tile, &a);
+    else if (s->out[0]) pool_run(x->pool, a.B * a.H * a.qtiles, dq_tile, &a);
     if (dkv) pool_run(x->pool, a.B * a.G * a.ktiles, dkv_tile, &a);
     return 0;
 }

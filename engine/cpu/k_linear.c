@@ -13,6 +13,7 @@ enum {
 struct linear {
     const struct step *s;
     int64_t N, M, K;        /* x[N,K] w[M,K] y[N,M] */
+    bool wt;                /* w is stored as [K,M] */
     int64_t high, wide;     /* rows and columns of a tile */
     int64_t across;         /* tiles side by side */
     float alpha;
@@ -34,11 +35,22 @@ static int64_t cut(struct linear *c, int64_t n, int64_t m, int64_t tasks)
     return tiles(n, c->high) * c->across;
 }
 
-static struct linear linear_of(const struct step *s, int64_t N, const struct tensor *w)
+static struct linear linear_of(const struct step *s, const struct tensor *x,
+                               const struct tensor *y)
 {
-    const struct attrs_alpha *a = s->attrs;
-    return (struct linear){.s = s, .N = N, .M = w->shape[0], .K = w->shape[1],
-                           .alpha = a->alpha};
+    const struct attrs_linear *a = s->attrs;
+    return (struct linear){.s = s, .N = x->shape[0], .M = y->shape[1], .K = x->shape[1],
+                           .wt = a->wt, .alpha = a->alpha};
+}
+
+/* The weight from output m and input k on, as the right factor of y if `down` (rows of inputs), of
+ * dx if not (rows of outputs). */
+static struct gemm_mat weight(const struct linear *c, int64_t m, int64_t k, bool down)
+{
+    const struct tensor *w = c->s->tin[1];
+    int64_t at = c->wt ? k * c->M + m : m * c->K + k;
+    return (struct gemm_mat){(const char *)c->s->in[1] + at * (int64_t)dtype_size(w->dtype),
+                             w->dtype, c->wt ? c->M : c->K, down != c->wt};
 }
 
 static float *scratch(const struct linear *c, int thread)
@@ -52,13 +64,11 @@ static void linear_tile(void *ctx, int64_t task, int thread)
     const struct step *s = c->s;
     int64_t n0 = task / c->across * c->high, n = min64(c->high, c->N - n0);
     int64_t m0 = task % c->across * c->wide, m = min64(c->wide, c->M - m0);
-    const struct tensor *w = s->tin[1];
     float bias[WIDE];
     struct gemm g = {
         .n = n, .m = m, .k = c->K, .alpha = c->alpha,
         .a = {(const float *)s->in[0] + n0 * c->K, DT_F32, c->K, false},
-        .b = {(const char *)s->in[1] + m0 * c->K * (int64_t)dtype_size(w->dtype), w->dtype, c->K,
-              true},
+        .b = weight(c, m0, 0, true),
         .bias = s->in[2] ? cpu_floats(s->in[2], s->tin[2]->dtype, m0, m, bias) : NULL,
         .add = s->in[3] ? (const float *)s->in[3] + n0 * c->M + m0 : NULL, .ldadd = c->M,
         .c = (float *)s->out[0] + n0 * c->M + m0, .ldc = c->M, .scratch = scratch(c, thread),
@@ -94,9 +104,9 @@ static void linear_few(void *ctx, int64_t task, int thread)
 int cpu_linear(const struct step *s, struct exec *x, struct err *e)
 {
     (void)e;
-    struct linear c = linear_of(s, s->tin[0]->shape[0], s->tin[1]);
     if (!s->out[0]) return 0;
-    if (c.N <= FEW) pool_run(x->pool, tiles(c.M, GEMV_M), linear_few, &c);
+    struct linear c = linear_of(s, s->tin[0], s->tout[0]);
+    if (c.N <= FEW && !c.wt) pool_run(x->pool, tiles(c.M, GEMV_M), linear_few, &c);
     else pool_run(x->pool, cut(&c, c.N, c.M, TASKS), linear_tile, &c);
     return 0;
 }
@@ -108,12 +118,11 @@ static void dx_tile(void *ctx, int64_t task, int thread)
     const struct step *s = c->s;
     int64_t n0 = task / c->across * c->high, n = min64(c->high, c->N - n0);
     int64_t k0 = task % c->across * c->wide, k = min64(c->wide, c->K - k0);
-    const struct tensor *w = s->tin[1];
     float *dx = (float *)s->out[0] + n0 * c->K + k0;
     struct gemm g = {
         .n = n, .m = k, .k = c->M, .alpha = c->alpha,
         .a = {(const float *)s->in[0] + n0 * c->M, DT_F32, c->M, false},
-        .b = {(const char *)s->in[1] + k0 * (int64_t)dtype_size(w->dtype), w->dtype, c->K, false},
+        .b = weight(c, 0, k0, false),
         .add = accumulates(s, 0) ? dx : NULL, .ldadd = c->K,
         .c = dx, .ldc = c->K, .scratch = scratch(c, thread),
     };
@@ -123,25 +132,27 @@ static void dx_tile(void *ctx, int64_t task, int thread)
 int cpu_linear_dx(const struct step *s, struct exec *x, struct err *e)
 {
     (void)e;
-    struct linear c = linear_of(s, s->tin[0]->shape[0], s->tin[1]);
-    if (s->out[0]) pool_run(x->pool, cut(&c, c.N, c.K, TASKS), dx_tile, &c);
+    if (!s->out[0]) return 0;
+    struct linear c = linear_of(s, s->tout[0], s->tin[0]);
+    pool_run(x->pool, cut(&c, c.N, c.K, TASKS), dx_tile, &c);
     return 0;
 }
 
-/* dw[M,K] = alpha dy[N,M]^T x[N,K]: tiles of dw, so that the long sum over N stays in one task. */
+/* dw[M,K] = alpha dy[N,M]^T x[N,K], or dw[K,M] = alpha x^T dy: tiles of dw, so that the long sum
+ * over N stays in one task. */
 static void dw_tile(void *ctx, int64_t task, int thread)
 {
     const struct linear *c = ctx;
     const struct step *s = c->s;
-    int64_t m0 = task / c->across * c->high, m = min64(c->high, c->M - m0);
-    int64_t k0 = task % c->across * c->wide, k = min64(c->wide, c->K - k0);
-    float *dw = (float *)s->out[0] + m0 * c->K + k0;
+    const float *down = s->in[c->wt], *across = s->in[!c->wt];
+    int64_t high = c->wt ? c->K : c->M, wide = c->wt ? c->M : c->K;
+    int64_t i0 = task / c->across * c->high, n = min64(c->high, high - i0);
+    int64_t j0 = task % c->across * c->wide, m = min64(c->wide, wide - j0);
+    float *dw = (float *)s->out[0] + i0 * wide + j0;
     struct gemm g = {
-        .n = m, .m = k, .k = c->N, .alpha = c->alpha,
-        .a = {(const float *)s->in[0] + m0, DT_F32, c->M, true},
-        .b = {(const float *)s->in[1] + k0, DT_F32, c->K, false},
-        .add = accumulates(s, 0) ? dw : NULL, .ldadd = c->K,
-        .c = dw, .ldc = c->K, .scratch = scratch(c, thread),
+        .n = n, .m = m, .k = c->N, .alpha = c->alpha, .a = {down + i0, DT_F32, high, true},
+        .b = {across + j0, DT_F32, wide, false}, .add = accumulates(s, 0) ? dw : NULL,
+        .ldadd = wide, .c = dw, .ldc = wide, .scratch = scratch(c, thread),
     };
     gemm_run(&g);
 }
@@ -150,7 +161,7 @@ int cpu_linear_dw(const struct step *s, struct exec *x, struct err *e)
 {
     (void)e;
     if (!s->out[0]) return 0;
-    struct linear c = linear_of(s, s->tin[0]->shape[0], s->tout[0]);
-    pool_run(x->pool, cut(&c, c.M, c.K, DW_TASKS), dw_tile, &c);
+    struct linear c = linear_of(s, s->tin[1], s->tin[0]);
+    pool_run(x->pool, cut(&c, c.wt ? c.K : c.M, c.wt ? c.M : c.K, DW_TASKS), dw_tile, &c);
     return 0;
 }

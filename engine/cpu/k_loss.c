@@ -1,4 +1,4 @@
-/* LINEAR_CE: the last linear layer and the cross-entropy in one pass over tiles of rows.
+/* LINEAR_CE: the last linear layer and the cross-entropy in one pass over tiles of rows; and CE.
  *
  * Rows without a target are left out first (often most of them are a prompt), so a tile is TILE
  * rows that count. A tile's logits turn into its probabilities and then into its gradient in
@@ -77,16 +77,18 @@ static bool is_hit(const float *l, int64_t target, float max)
     return true;
 }
 
-static void ce_row(const struct ce *c, float *l, int64_t target, struct tally *t)
+/* Turns the logits of a row into their gradient if that is wanted, else into anything. */
+static void ce_row(float *l, int64_t V, int64_t target, float weight, bool gradient,
+                   struct tally *t)
 {
-    float max = row_max(l, c->V), at = l[target];
+    float max = row_max(l, V), at = l[target];
     t->hits += is_hit(l, target, max);
-    float sum = row_exp(l, c->V, max);
+    float sum = row_exp(l, V, max);
     t->loss += (double)mx_log(sum) + ((double)max - (double)at);
-    if (!c->s->out[1] && !c->s->out[2]) return;
-    float k = c->weight / sum;
-    for (int64_t i = 0; i < c->V; i++) l[i] *= k;
-    l[target] -= c->weight;
+    if (!gradient) return;
+    float k = weight / sum;
+    for (int64_t i = 0; i < V; i++) l[i] *= k;
+    l[target] -= weight;
 }
 
 static void ce_tile(void *ctx, int64_t task, int thread)
@@ -105,7 +107,9 @@ static void ce_tile(void *ctx, int64_t task, int thread)
                      .scratch = k.gemm};
     gemm_run(&g);
     struct tally sum = {0, 0};
-    for (int64_t i = 0; i < n; i++) ce_row(c, k.logits + i * V, target[c->row[r0 + i]], &sum);
+    bool gradient = s->out[1] || s->out[2];
+    for (int64_t i = 0; i < n; i++)
+        ce_row(k.logits + i * V, V, target[c->row[r0 + i]], c->weight, gradient, &sum);
     c->tally[t] = sum;
     if (!s->out[1]) return;
     g = (struct gemm){.n = n, .m = C, .k = V, .alpha = 1, .a = {k.logits, DT_F32, V, false},
@@ -199,5 +203,59 @@ int cpu_linear_ce(const struct step *s, struct exec *x, struct err *e)
     }
     put(s, 0, (double)c.weight * sum.loss);
     put(s, 3, sum.hits);
+    return 0;
+}
+
+/* ---- CE: of given logits ---- */
+
+struct plain_ce {
+    const struct step *s;
+    int64_t N, V;
+    int64_t row_floats;  /* of a thread's row */
+    float weight;
+    struct tally *tally; /* [tiles(N, TILE)] */
+};
+
+static void plain_tile(void *ctx, int64_t task, int thread)
+{
+    const struct plain_ce *c = ctx;
+    const struct step *s = c->s;
+    const int32_t *target = s->in[1];
+    bool gradient = s->out[1], add = accumulates(s, 1);
+    size_t bytes = (size_t)c->V * sizeof(float);
+    struct tally sum = {0, 0};
+    for (int64_t n = task * TILE; n < min64((task + 1) * TILE, c->N); n++) {
+        float *d = gradient ? (float *)s->out[1] + n * c->V : NULL;
+        float *row = gradient && !add ? d : (float *)s->ws + thread * c->row_floats;
+        if (target[n] < 0) {
+            if (gradient && !add) memset(d, 0, bytes);
+            continue;
+        }
+        memcpy(row, (const float *)s->in[0] + n * c->V, bytes);
+        ce_row(row, c->V, target[n], c->weight, gradient, &sum);
+        for (int64_t i = 0; gradient && add && i < c->V; i++) d[i] += row[i];
+    }
+    c->tally[task] = sum;
+}
+
+int cpu_ce(const struct step *s, struct exec *x, struct err *e)
+{
+    const int32_t *target = s->in[1];
+    struct plain_ce c = {.s = s, .N = s->tin[0]->shape[0], .V = s->tin[0]->shape[1],
+                         .weight = *(const float *)s->in[2]};
+    c.row_floats = tiles(c.V, 64) * 64;
+    c.tally = (struct tally *)((float *)s->ws + pool_threads(x->pool) * c.row_floats);
+    for (int64_t n = 0; n < c.N; n++)
+        if (target[n] >= c.V)
+            return err_set(e, E_RANGE, "target %d is outside the %lld classes", (int)target[n],
+                           (long long)c.V);
+    pool_run(x->pool, tiles(c.N, TILE), plain_tile, &c);
+    struct tally sum = {0, 0};
+    for (int64_t t = 0; t < tiles(c.N, TILE); t++) {
+        sum.loss += c.tally[t].loss;
+        sum.hits += c.tally[t].hits;
+    }
+    put(s, 0, (double)c.weight * sum.loss);
+    put(s, 2, sum.hits);
     return 0;
 }

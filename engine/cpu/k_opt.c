@@ -75,8 +75,8 @@ int cpu_adamw(const struct step *s, struct exec *x, struct err *e)
     float scale = s->in[5] ? *(const float *)s->in[5] : 1.0f;
     if (isnan(scale)) return 0;
     struct adamw c = {
-        .a = {.decay = fmaf(-hyper[0], hyper[1], 1.0f), .c1 = 1.0f - a->beta1,
-              .c2 = 1.0f - a->beta2, .beta2 = a->beta2, .eps = a->eps,
+        .a = {.decay = fmaf(-hyper[0], hyper[1], 1.0f), .c1 = a->c1, .c2 = a->c2,
+              .beta2 = a->beta2, .eps = a->eps,
               .step = hyper[0] / hyper[2], .root2 = sqrtf(hyper[3])},
         .g = s->in[1], .w = s->out[0], .m = (void *)s->in[2], .v = (void *)s->in[3],
         .scale = scale, .n = s->tin[0]->count,

@@ -1,11 +1,10 @@
-/* hfconfig.h: config.json of the Llama family (model_type llama, mistral, qwen2, qwen3), typed.
+/* hfconfig.h: config.json: what all families share, and the means to read the rest strictly.
  *
- * Every number has a range and every product of sizes fits 63 bits, so a builder may multiply
- * freely. What no builder here does (another activation, dynamic rope scaling, a quantised
- * checkpoint, ...) is E_UNSUPPORTED, and err.param names the field: nothing is ignored that would
- * change a result. Both spellings are read: rope_theta + rope_scaling (transformers 4) and
- * rope_parameters (transformers 5), torch_dtype and dtype. Missing fields get transformers' default
- * where it does not depend on a particular checkpoint.
+ * A family reads its own fields from `json` with the helpers below (engine/model). Its rules are
+ * these: every number has a range, so that a builder may multiply three of them freely; what the
+ * builder does not do is E_UNSUPPORTED, and err.param names the field: nothing is ignored that
+ * would change a result; a missing field gets transformers' default where that does not depend on
+ * a particular checkpoint. Both spellings of the type are read: torch_dtype and dtype.
  */
 #ifndef GRAFT_HFCONFIG_H
 #define GRAFT_HFCONFIG_H
@@ -15,40 +14,42 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
-enum hf_family { HF_LLAMA, HF_MISTRAL, HF_QWEN2, HF_QWEN3, HF_FAMILY_COUNT };
-enum hf_rope { HF_ROPE_DEFAULT, HF_ROPE_LINEAR, HF_ROPE_LLAMA3 };
-enum { HF_EOS_MAX = 16 };
+enum { HF_EOS_MAX = 16, HF_REQUIRED = -1 };
 
 struct hf_config {
-    enum hf_family family;
-    int64_t hidden_size, intermediate_size, num_hidden_layers;
-    int64_t num_attention_heads, num_key_value_heads, head_dim;
-    int64_t vocab_size, max_position_embeddings;
-    int64_t sliding_window; /* 0: none; full attention is exact up to this length */
-    double rms_norm_eps;
-    enum hf_rope rope;
-    double rope_theta;
-    double rope_factor;                           /* linear, llama3 */
-    double rope_low_freq, rope_high_freq;         /* llama3: factors of the wavelength bounds */
-    int64_t rope_original_max;                    /* llama3: original_max_position_embeddings */
-    bool tie_word_embeddings;
-    bool qkv_bias, o_bias, mlp_bias;              /* which linear layers carry a bias */
-    bool qk_norm;                                 /* RMS norm of each query and key head (qwen3) */
-    int64_t bos;                                  /* -1: none */
+    const char *model_type;   /* borrowed from json; "timm" for a config.json of timm */
+    const char *architecture; /* the first of `architectures`, or timm's `architecture`; borrowed;
+                                 NULL: not said */
+    int64_t vocab_size;       /* 0: reads no tokens */
+    int64_t bos;              /* -1: none */
     int neos;
-    int64_t eos[HF_EOS_MAX];                      /* any of them ends an answer */
-    enum dtype dtype;                             /* of the checkpoint; F32 if it does not say */
-    int64_t parameters;                           /* elements of all weights, tied ones once */
-    json_t *json;                                 /* owned: the file as parsed */
+    int64_t eos[HF_EOS_MAX];  /* any of them ends an answer */
+    enum dtype dtype;         /* of the checkpoint; F32 if it does not say */
+    json_t *json;             /* owned: the file as parsed */
 };
 
 int hfconfig_load(struct hf_config *c, const char *dir, struct err *e); /* dir/config.json */
 int hfconfig_parse(struct hf_config *c, const json_t *json, struct err *e);
 void hfconfig_clear(struct hf_config *c);
-const char *hfconfig_family_name(enum hf_family f); /* "llama", ... as in model_type */
-/* The longest sequence the model is made for: max_position_embeddings or the sliding window. */
-int64_t hfconfig_max_length(const struct hf_config *c);
+
+/* One integer field of a family's struct: the largest values keep every product of three of them,
+ * times 8 bytes, below 2^63. */
+struct hf_number {
+    const char *key;
+    size_t at; /* offset of the int64_t */
+    int64_t lo, hi, fallback; /* HF_REQUIRED: no default */
+};
+int hfconfig_numbers(const json_t *o, const struct hf_number *list, size_t n, void *into,
+                     struct err *e);
+
+bool hfconfig_given(const json_t *o, const char *key); /* there and not null */
+/* Both return -1: "'<key>' <what>" as E_UNSUPPORTED or E_ARG, with err.param. */
+int hfconfig_unsupported(struct err *e, const char *key, const char *what);
+int hfconfig_wrong(struct err *e, const char *key, const char *what);
+/* E_UNSUPPORTED for the first of the NULL-terminated keys that is set (not null or false). */
+int hfconfig_refuse(const json_t *o, const char *const *keys, struct err *e);
 
 #endif

@@ -95,7 +95,8 @@ static int write_config(const char *path, const struct peft_adapter *a, struct e
                 "peft_type", "LORA", "task_type", a->task_type, "auto_mapping",
                 "base_model_name_or_path", a->base_model, "revision", "inference_mode", 1, "r",
                 (json_int_t)a->r, "lora_alpha", alpha, "lora_dropout", a->dropout, "bias", "none",
-                "fan_in_fan_out", 0, "target_modules", targets, "modules_to_save",
+                "fan_in_fan_out", (int)a->fan_in_fan_out, "target_modules", targets,
+                "modules_to_save",
                 "init_lora_weights", 1, "use_rslora", (int)a->rslora, "use_dora", 0,
                 "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern");
     if (!o || !(text = jx_dump_pretty(o, e))) goto out;
@@ -183,7 +184,7 @@ static bool applied(const char *key)
 {
     static const char *const keys[] = {
         "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout",
-        "use_rslora", "target_modules", "bias", "init_lora_weights",
+        "use_rslora", "fan_in_fan_out", "target_modules", "bias", "init_lora_weights",
     };
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (strcmp(keys[i], key) == 0) return true;
@@ -249,7 +250,9 @@ static int read_config(struct adapter *a, json_t *o, struct err *e)
     if (check_settings(o, e) || jx_int64(o, "r", 1, RANK_MAX, &p->r, e) ||
         jx_real(o, "lora_alpha", 0, 1e9, &p->alpha, e) ||
         jx_opt_real(o, "lora_dropout", 0, 1, &p->dropout, e) ||
-        jx_opt_bool(o, "use_rslora", &p->rslora, e) || jx_opt_str(o, "task_type", &task, e) ||
+        jx_opt_bool(o, "use_rslora", &p->rslora, e) ||
+        jx_opt_bool(o, "fan_in_fan_out", &p->fan_in_fan_out, e) ||
+        jx_opt_str(o, "task_type", &task, e) ||
         jx_opt_str(o, "base_model_name_or_path", &base, e))
         return -1;
     if (copy_string(a, base, &p->base_model, e) || copy_string(a, task, &p->task_type, e))

@@ -26,6 +26,7 @@ struct peft_adapter {
     int64_t r;
     double alpha, dropout;
     bool rslora;
+    bool fan_in_fan_out;               /* the base weights are stored [in, out] (Conv1D) */
     const char *const *targets;        /* module paths, or suffixes of whole components */
     int ntargets;
     const struct peft_module *modules; /* sorted by name after peft_read */

@@ -46,6 +46,9 @@ const struct st_tensor *st_find(const struct st *s, const char *name); /* NULL i
 /* A string of __metadata__ (of the first shard), NULL if absent. */
 const char *st_metadata(const struct st *s, const char *key);
 
+/* NULL, or what is wrong with a tensor name. */
+const char *st_name_fault(const char *name);
+
 /* Writing: describe every tensor, then stream its bytes in the order described; the file appears
  * whole under its name at the end (fs_writer). The order given is the order written, and what the
  * reader would refuse cannot be written. Alignment of the data start: 8 bytes, header padded by

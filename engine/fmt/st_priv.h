@@ -31,9 +31,6 @@ int st_finish(struct st *s, struct err *e);
  * gigabytes of parser objects. */
 json_t *st_parse(const char *text, size_t n, struct err *e);
 
-/* NULL, or what is wrong with a tensor name. */
-const char *st_name_fault(const char *name);
-
 int64_t st_writer_written(const struct st_writer *w); /* bytes of data put so far */
 
 #endif

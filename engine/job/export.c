@@ -26,17 +26,11 @@ struct exporter {
     json_t *checks;            /* of graft.json */
 };
 
-/* In which type a tensor of the result is stored: as in the base. */
-static enum dtype kept(const struct model *m, const struct param *p)
-{
-    return m->random ? m->cfg.dtype : p->dtype0;
-}
-
 static int put_merged(const struct exporter *x, struct st_writer *w, const struct param *p,
                       struct err *e)
 {
     const struct adaptation *a = &x->r->session.adapt;
-    enum dtype to = kept(a->model, p);
+    enum dtype to = model_stored(a->model, p);
     size_t bytes = (size_t)p->count * dtype_size(to);
     int rc = -1;
     float *f = mem_array(p->count, sizeof *f, e);
@@ -59,7 +53,7 @@ static int write_weights(const struct exporter *x, const char *dir, struct err *
     if (!w || st_writer_meta(w, "format", "pt", e)) goto fail;
     for (int i = 0; i < m->ntensors; i++) {
         const struct param *p = m->params.items[i];
-        if (st_writer_add(w, p->name, kept(m, p), p->rank, p->shape, e)) goto fail;
+        if (st_writer_add(w, p->name, model_stored(m, p), p->rank, p->shape, e)) goto fail;
     }
     for (int i = 0; i < m->ntensors; i++)
         if (put_merged(x, w, m->params.items[i], e)) goto fail;
@@ -73,6 +67,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 {
     const struct run *r = x->r;
     const struct job *j = &r->job;
+    const struct model_task *task = r->session.model->arch->task;
     const char *const tags[] = {"graft", j->method->name};
     char license[64] = "", text[CARD_ROWS][80], title[256], usage[800];
     struct card_row rows[CARD_ROWS];
@@ -81,13 +76,16 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
     snprintf(title, sizeof title, "%s%s", j->result_id, adapter ? "-adapter" : "");
     if (adapter)
         snprintf(usage, sizeof usage,
-                 "from peft import AutoPeftModelForCausalLM\n\n"
-                 "model = AutoPeftModelForCausalLM.from_pretrained(\"%s\")\n", title);
+                 "from peft import PeftModel\nfrom transformers import %s\n\n"
+                 "base = %s.from_pretrained(\"%s\")\n"
+                 "model = PeftModel.from_pretrained(base, \"%s\")\n",
+                 task->auto_class, task->auto_class, j->model_id, title);
     else
         snprintf(usage, sizeof usage,
-                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                 "model = AutoModelForCausalLM.from_pretrained(\"%s\")\n"
-                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n", title, title);
+                 "from transformers import %s, AutoTokenizer\n\n"
+                 "model = %s.from_pretrained(\"%s\")\n"
+                 "tokenizer = AutoTokenizer.from_pretrained(\"%s\")\n",
+                 task->auto_class, task->auto_class, title, title);
 #define ROW(label, ...) \
     (snprintf(text[n], sizeof text[n], __VA_ARGS__), \
      rows[n] = (struct card_row){label, text[n]}, n++)
@@ -107,7 +105,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
 #undef ROW
     const struct card c = {.title = title, .base_model = j->model_id,
                            .library_name = adapter ? "peft" : "transformers",
-                           .pipeline_tag = "text-generation", .license = license, .tags = tags,
+                           .pipeline_tag = task->pipeline, .license = license, .tags = tags,
                            .ntags = 2, .usage = usage, .rows = rows, .nrows = n};
     return card_write(dir, &c, e);
 }
@@ -117,10 +115,10 @@ static int check(struct exporter *x, const char *name, const char *dir, const ch
                  struct err *e)
 {
     const struct job *j = &x->r->job;
+    const struct model *m = x->r->session.model;
     const struct session_options o = {.dir = dir, .random = adapter && j->random,
                                       .seed = j->seed, .threads = j->threads};
-    enum dtype stored = adapter ? DT_F32 : kept(x->r->session.model,
-                                                x->r->session.model->params.items[0]);
+    enum dtype stored = adapter ? DT_F32 : model_stored(m, m->params.items[0]);
     double limit = stored == DT_F32 ? 1e-4 : stored == DT_F16 ? 2e-2 : 1e-1;
     double diff = 0, norm = 0, worst = 0;
     struct session s = {0};
@@ -265,7 +263,7 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     const struct job *j = &x->r->job;
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
-                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device, "method",
+                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name, "method",
                         j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
                         "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
                         "settings", j->settings);

@@ -30,7 +30,6 @@ static int push(struct run *r, const int32_t *ids, int64_t n, struct err *e)
     struct exec *x = r->s->exec;
     struct graph_key k = {.kind = GRAPH_LOGITS, .B = 1, .T = n, .rows = 1, .cache = &r->cache};
     int32_t last = (int32_t)(n - 1);
-    size_t bytes = (size_t)n * sizeof(int32_t);
     int rc = -1;
     int32_t *pos = mem_array(3 * n, sizeof *pos, e);
     struct graph *g = pos ? graphs_bind(&r->s->graphs, &k, e) : NULL;
@@ -41,8 +40,7 @@ static int push(struct run *r, const int32_t *ids, int64_t n, struct err *e)
         range[2 * t] = 0;
         range[2 * t + 1] = pos[t] + 1;
     }
-    if (exec_write(x, g->io.ids, ids, bytes, e) || exec_write(x, g->io.pos, pos, bytes, e) ||
-        exec_write(x, g->io.range, range, 2 * bytes, e) ||
+    if (graph_feed_tokens(x, g, ids, pos, range, e) ||
         exec_write(x, g->io.idx, &last, sizeof last, e) || exec_run(x, PHASE_STEP, 0, e) ||
         exec_read(x, g->io.logits, r->logits, (size_t)r->V * sizeof(float), e))
         goto out;
@@ -92,7 +90,7 @@ static int32_t draw(struct run *r, const struct generate_options *o)
 int generate_ids(struct session *s, const struct ids *prompt, const struct generate_options *o,
                  struct ids *out, struct err *e)
 {
-    int64_t most = hfconfig_max_length(&s->model->cfg), n = prompt->n, max = o->max_tokens;
+    int64_t most = s->model->max_length, n = prompt->n, max = o->max_tokens;
     struct run r = {.s = s, .V = s->model->cfg.vocab_size};
     int rc = -1;
     if (n < 1 || n >= most) {

@@ -2,16 +2,19 @@
  *
  * All graphs share the model's parameters and the exec's step buffer. graphs_bind() records and
  * plans a shape it has not seen (the least recently used one makes room), binds it and returns it;
- * the graph is valid until the next call.
+ * the graph is valid until the next call. A pass recorded anew (it was dropped, or belongs to
+ * another cache of keys) finds its plan by the digest of the recording.
  */
 #ifndef GRAFT_GRAPH_H
 #define GRAFT_GRAPH_H
 
 #include "engine/core/exec.h"
+#include "engine/core/plan_cache.h"
+#include "engine/core/recompute.h"
 #include "engine/data/dataset.h"
 #include "engine/model/model.h"
 
-enum { GRAPHS_MAX = 48 };
+enum { GRAPHS_MAX = 32 };
 
 enum graph_kind {
     GRAPH_TRAIN,  /* loss and gradients */
@@ -28,6 +31,7 @@ struct graph_key {
 
 struct graph {
     struct graph_key key;
+    const struct model *model; /* borrowed */
     struct tape *tape;
     struct plan *plan;
     struct model_io io;
@@ -37,7 +41,8 @@ struct graph {
 
 /* What the update needs to know while it is recorded. */
 struct graph_optimiser {
-    float beta1, beta2, eps, max_grad_norm;
+    double beta1, beta2, eps;
+    float max_grad_norm;
 };
 
 struct graphs {
@@ -45,6 +50,8 @@ struct graphs {
     struct exec *exec;   /* borrowed */
     struct graph_optimiser optimiser;
     struct params state; /* the running sum of squares */
+    enum recompute recompute; /* of GRAPH_TRAIN; set before the first is made */
+    struct plan_cache plans;
     struct graph items[GRAPHS_MAX];
     int n;
     uint64_t clock;
@@ -62,8 +69,19 @@ struct graph *graphs_bind(struct graphs *gs, const struct graph_key *k, struct e
 /* Drops the graphs that use a cache which is about to go. */
 void graphs_forget(struct graphs *gs, const struct model_cache *cache);
 
-/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. */
+/* Writes what tokens a pass over text reads ([B,T] of the graph's key), where they stand, and what
+ * they attend; all else that the model reads of them is derived from these. */
+int graph_feed_tokens(struct exec *x, const struct graph *g, const int32_t *ids,
+                      const int32_t *pos, const int32_t *range, struct err *e);
+
+/* Writes a batch into the inputs of a bound GRAPH_TRAIN or GRAPH_LOSS. For a classifier its target
+ * is [B]. */
 int graph_feed(struct exec *x, const struct graph *g, const struct batch *b, float weight,
                struct err *e);
+
+/* The same for a model of images, and for its GRAPH_LOGITS too, which need no labels:
+ * images[B,I,Y,X], labels[B] (-1: counts nothing). */
+int graph_feed_images(struct exec *x, const struct graph *g, const float *images,
+                      const int32_t *labels, float weight, struct err *e);
 
 #endif

@@ -35,23 +35,37 @@ out:
     return out;
 }
 
+/* What the model reads, and how much of it. */
+static json_t *describe_input(const struct model *m, struct err *e)
+{
+    if (!m->image[0])
+        return jx_pack(e, "{s:I, s:I}", "max_length", (json_int_t)m->max_length, "vocab_size",
+                       (json_int_t)m->cfg.vocab_size);
+    return jx_pack(e, "{s:I, s:[I,I], s:I}", "channels", (json_int_t)m->image[0], "image_size",
+                   (json_int_t)m->image[1], (json_int_t)m->image[2], "labels",
+                   (json_int_t)m->classes);
+}
+
 json_t *engine_check_model(const char *dir, struct err *e)
 {
-    const struct session_options o = {.dir = dir};
+    const struct session_options o = {.dir = dir, .images = true};
     struct session s;
-    json_t *out = NULL, *files = NULL;
+    json_t *out = NULL, *files = NULL, *input = NULL;
     int64_t bytes;
     if (session_open(&s, &o, e)) return NULL;
     const struct hf_config *c = &s.model->cfg;
-    const json_t *names = json_object_get(c->json, "architectures");
-    const char *architecture = json_string_value(json_array_get(names, 0));
-    if ((files = list_files(dir, &bytes, e)))
-        out = jx_pack(e, "{s:s, s:s?, s:I, s:s, s:I, s:I, s:I, s:o}", "model_type",
-                      hfconfig_family_name(c->family), "architecture", architecture, "parameters",
+    if ((input = describe_input(s.model, e)) && (files = list_files(dir, &bytes, e)))
+        out = jx_pack(e, "{s:s, s:s?, s:I, s:s, s:I, s:o}", "model_type", c->model_type,
+                      "architecture", c->architecture, "parameters",
                       (json_int_t)model_parameters(s.model), "dtype",
-                      dtype_name(param_dtype(s.model->params.items[0])), "max_length",
-                      (json_int_t)hfconfig_max_length(c), "vocab_size",
-                      (json_int_t)c->vocab_size, "bytes", (json_int_t)bytes, "files", files);
+                      dtype_name(param_dtype(s.model->params.items[0])), "bytes",
+                      (json_int_t)bytes, "files", files);
+    if (out && json_object_update_missing(out, input)) {
+        err_set(e, E_NOMEM, "out of memory");
+        json_decref(out);
+        out = NULL;
+    }
+    json_decref(input);
     session_close(&s);
     return out;
 }
@@ -112,7 +126,7 @@ static int open_for_use(struct session *s, const char *dir, const char *adapter,
     const struct session_options o = {.dir = dir,
                                       .threads = threads ? threads : pool_default_threads()};
     if (session_open(s, &o, e)) return -1;
-    if (!session_ready(s, adapter, e)) return 0;
+    if (!model_expect(s->model, &task_causal_lm, e) && !session_ready(s, adapter, e)) return 0;
     session_close(s);
     return -1;
 }

@@ -35,7 +35,7 @@ enum engine_exit run_exit_code(const struct err *e)
 
 static int pick_length(struct run *r, struct err *e)
 {
-    int64_t most = hfconfig_max_length(&r->session.model->cfg);
+    int64_t most = r->session.model->max_length;
     r->max_length = settings_int(r->job.settings, "max_length");
     if (r->max_length == 0) r->max_length = most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
     if (r->max_length >= 2 && r->max_length <= most) return 0;
@@ -102,7 +102,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     r->state.before_loss = r->state.before_accuracy = NAN;
     run_progress(r, "loading");
     if (!(r->state.samples = json_array())) return err_set(e, E_NOMEM, "out of memory");
-    if (session_open(&r->session, &so, e) || pick_length(r, e)) return -1;
+    if (session_open(&r->session, &so, e) ||
+        model_expect(r->session.model, &task_causal_lm, e) || pick_length(r, e))
+        return -1;
     *a = (struct adaptation){.method = j->method, .model = r->session.model,
                              .settings = j->settings, .seed = j->seed};
     if (a->method->attach(a, e)) return err_wrap(e, "method %s", j->method->name);
@@ -110,9 +112,9 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     if (load_data(r, e)) return -1;
     schedule_init(&r->schedule, j->settings, dataset_count(r->train), j->seed);
     r->session.graphs.optimiser = (struct graph_optimiser){
-        .beta1 = (float)settings_real(j->settings, "adam_beta1"),
-        .beta2 = (float)settings_real(j->settings, "adam_beta2"),
-        .eps = (float)settings_real(j->settings, "adam_epsilon"),
+        .beta1 = settings_real(j->settings, "adam_beta1"),
+        .beta2 = settings_real(j->settings, "adam_beta2"),
+        .eps = settings_real(j->settings, "adam_epsilon"),
         .max_grad_norm = (float)settings_real(j->settings, "max_grad_norm"),
     };
     if (plan_only) return 0;
@@ -169,7 +171,7 @@ int run_estimate(struct run *r, struct run_estimate *out, struct err *e)
         const struct param *p = m->params.items[i];
         int64_t wide = p->kind == PARAM_TRAINABLE ? 16 : (int64_t)dtype_size(param_dtype(p));
         out->peak_bytes += p->count * wide; /* 16: master, gradient, two moments */
-        enum dtype kept = m->random ? m->cfg.dtype : p->source ? p->dtype0 : DT_F32;
+        enum dtype kept = i < m->ntensors ? model_stored(m, p) : DT_F32;
         out->result_bytes += p->count * (int64_t)dtype_size(kept);
     }
     out->flops_per_step = out->step.flops[PHASE_STEP] * r->schedule.accumulate +

@@ -5,18 +5,26 @@
 
 #include <string.h>
 
+static int open_tokenizer(struct session *s, const char *dir, struct err *e)
+{
+    char path[FS_PATH_MAX];
+    if (fs_join(path, dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) return -1;
+    if (tok_size(s->tok) <= s->model->cfg.vocab_size) return 0;
+    return err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
+                   tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+}
+
 int session_open(struct session *s, const struct session_options *o, struct err *e)
 {
     const struct model_options mo = {.random = o->random, .seed = o->seed};
-    char path[FS_PATH_MAX];
     *s = (struct session){0};
     if (!(s->model = model_open(o->dir, &mo, e))) goto fail;
-    if (fs_join(path, o->dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) goto fail;
-    if (tok_size(s->tok) > s->model->cfg.vocab_size) {
-        err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
-                tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+    if (s->model->image[0] && !o->images) {
+        err_set(e, E_UNSUPPORTED, "%s is a model of images (%s); this needs one of text", o->dir,
+                s->model->cfg.model_type);
         goto fail;
     }
+    if (!s->model->image[0] && open_tokenizer(s, o->dir, e)) goto fail;
     if (o->threads && !(s->exec = exec_new_cpu(o->threads, e))) goto fail;
     if (s->exec) s->exec->seed = o->seed;
     graphs_init(&s->graphs, s->model, s->exec);
@@ -82,10 +90,7 @@ float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct e
     k.T = b.T;
     if (!(g = graphs_bind(&s->graphs, &k, e))) goto out;
     for (int64_t i = 0; i < n; i++) idx[i] = (int32_t)i;
-    size_t width = (size_t)b.T * sizeof(int32_t);
-    if (exec_write(s->exec, g->io.ids, b.ids, width, e) ||
-        exec_write(s->exec, g->io.pos, b.pos, width, e) ||
-        exec_write(s->exec, g->io.range, b.range, 2 * width, e) ||
+    if (graph_feed_tokens(s->exec, g, b.ids, b.pos, b.range, e) ||
         exec_write(s->exec, g->io.idx, idx, (size_t)n * sizeof *idx, e) ||
         exec_run(s->exec, PHASE_STEP, 0, e) || exec_read(s->exec, g->io.logits, out, bytes, e))
         goto out;
@@ -101,7 +106,7 @@ out:
 int session_score(struct session *s, const char *text, double *nll, int64_t *tokens,
                   struct err *e)
 {
-    int64_t window = hfconfig_max_length(&s->model->cfg), count = 0;
+    int64_t window = s->model->max_length, count = 0;
     double sum = 0, one, hits;
     struct ids ids = {0};
     struct batch b = {0};

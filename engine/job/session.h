@@ -15,7 +15,7 @@
 struct session {
     struct model *model;
     struct adaptation adapt; /* begun, loaded, or zero */
-    struct tok *tok;
+    struct tok *tok;         /* NULL: the model reads images */
     struct exec *exec;
     struct graphs graphs;
 };
@@ -25,6 +25,7 @@ struct session_options {
     bool random;
     uint64_t seed;
     int threads; /* >= 1; 0: no exec, for planning alone */
+    bool images; /* a model that reads no text is fine, and has no tokenizer */
 };
 
 int session_open(struct session *s, const struct session_options *o, struct err *e);

@@ -180,6 +180,7 @@ static int lora_save(const struct adaptation *a, const char *dir, const char *ba
 {
     const struct lora *l = a->state;
     const struct model *m = a->model;
+    bool wt = false;
     int rc = -1, n = 0;
     struct peft_module *modules = mem_array(m->nsites, sizeof *modules, e);
     const char **targets = mem_array(m->nsites, sizeof *targets, e);
@@ -187,11 +188,13 @@ static int lora_save(const struct adaptation *a, const char *dir, const char *ba
     for (int i = 0; i < m->nsites; i++) {
         const struct site *s = &m->sites[i];
         if (!l->pairs[i].A) continue;
+        wt = wt || s->wt;
         modules[n++] = (struct peft_module){s->path, s->in, s->out, l->pairs[i].A->data,
                                             l->pairs[i].B->data};
     }
-    struct peft_adapter f = {.base_model = base_id, .task_type = "CAUSAL_LM", .r = l->r,
-                             .alpha = l->alpha, .dropout = l->dropout, .targets = targets,
+    struct peft_adapter f = {.base_model = base_id, .task_type = m->arch->task->peft, .r = l->r,
+                             .alpha = l->alpha, .dropout = l->dropout,
+                             .fan_in_fan_out = wt, .targets = targets,
                              .ntargets = pick_targets(l, m, targets), .modules = modules,
                              .nmodules = n};
     rc = peft_write(dir, &f, e);
@@ -204,11 +207,11 @@ out:
 static int lora_merge(const struct adaptation *a, const struct param *p, float *w, struct err *e)
 {
     const struct lora *l = a->state;
-    const struct pair *f = NULL;
-    for (int i = 0; i < a->model->nsites && !f; i++)
-        if (a->model->sites[i].w == p && l->pairs[i].A) f = &l->pairs[i];
-    if (!f) return 0;
-    int64_t out = p->shape[0], in = p->shape[1];
+    const struct site *s = a->model->sites, *end = s + a->model->nsites;
+    while (s < end && s->w != p) s++;
+    if (s == end || !l->pairs[s->index].A) return 0;
+    const struct pair *f = &l->pairs[s->index];
+    int64_t out = s->out, in = s->in, down = s->wt ? 1 : in, right = s->wt ? out : 1;
     float *delta = mem_array(in, sizeof *delta, e);
     if (!delta) return -1;
     const float *A = f->A->data, *B = f->B->data;
@@ -216,7 +219,7 @@ static int lora_merge(const struct adaptation *a, const struct param *p, float *
         memset(delta, 0, (size_t)in * sizeof *delta);
         for (int64_t k = 0; k < l->r; k++)
             for (int64_t i = 0; i < in; i++) delta[i] += B[o * l->r + k] * A[k * in + i];
-        for (int64_t i = 0; i < in; i++) w[o * in + i] += f->scale * delta[i];
+        for (int64_t i = 0; i < in; i++) w[o * down + i * right] += f->scale * delta[i];
     }
     mem_free(delta);
     return 0;

@@ -36,7 +36,7 @@ struct method {
     int (*attach)(struct adaptation *a, struct err *e);
     int (*init)(struct adaptation *a, struct err *e);
     int (*save)(const struct adaptation *a, const char *dir, const char *base_id, struct err *e);
-    /* w[out,in] f32 holds the base values of p and receives the adapted ones. */
+    /* w f32, in the shape of p, holds its base values and receives the adapted ones. */
     int (*merge)(const struct adaptation *a, const struct param *p, float *w, struct err *e);
     /* Instead of attach and init: a saved adapter on a model, frozen, for inference. */
     int (*load)(struct adaptation *a, const char *dir, struct err *e);

@@ -1,7 +1,7 @@
 /* The Llama family: Llama, Mistral, Qwen2, Qwen3. Names are those of transformers. */
 #include "engine/base/mem.h"
-#include "engine/model/model.h"
-#include "engine/op/op.h"
+#include "engine/model/llama_config.h"
+#include "engine/model/parts.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -15,25 +15,17 @@ struct block {
 };
 
 struct layout {
+    struct llama_config cfg;
     struct param *embed, *norm, *head, *freq;
     struct block blocks[];
 };
 
-/* Frequencies as transformers computes them, in f32 step by step: a rounding that differs is
- * multiplied by the position. */
-static void frequencies(const struct hf_config *c, float *f)
+/* Wavelengths longer than the original context are stretched, short ones stay. */
+static void llama3_frequencies(const struct llama_config *c, float *f)
 {
-    int64_t half = c->head_dim / 2;
-    for (int64_t i = 0; i < half; i++) {
-        float exponent = (float)(2 * i) / (float)c->head_dim;
-        f[i] = 1.0f / powf((float)c->rope_theta, exponent);
-    }
-    if (c->rope == HF_ROPE_LINEAR)
-        for (int64_t i = 0; i < half; i++) f[i] /= (float)c->rope_factor;
-    if (c->rope != HF_ROPE_LLAMA3) return;
     float factor = (float)c->rope_factor, low = (float)c->rope_low_freq;
     float high = (float)c->rope_high_freq, old = (float)c->rope_original_max;
-    for (int64_t i = 0; i < half; i++) {
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
         float wavelength = 6.283185307179586f / f[i];
         if (wavelength < old / high) continue;
         if (wavelength > old / low) {
@@ -45,9 +37,47 @@ static void frequencies(const struct hf_config *c, float *f)
     }
 }
 
+/* The dimension that turns so many times within the original context. */
+static double yarn_dimension(const struct llama_config *c, double turns)
+{
+    return (double)c->head_dim * log((double)c->rope_original_max / (turns * 2 * M_PI)) /
+           (2 * log(c->rope_theta));
+}
+
+static void yarn_frequencies(const struct llama_config *c, float *f)
+{
+    double low = yarn_dimension(c, c->rope_beta_fast), high = yarn_dimension(c, c->rope_beta_slow);
+    if (c->rope_truncate) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = fmax(low, 0);
+    high = fmin(high, (double)c->head_dim - 1);
+    if (low == high) high += 0.001;
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        float power = powf((float)c->rope_theta, (float)(2 * i) / (float)c->head_dim);
+        float ramp = ((float)i - (float)low) / (float)(high - low);
+        float keep = 1 - fminf(fmaxf(ramp, 0), 1);
+        f[i] = 1 / ((float)c->rope_factor * power) * (1 - keep) + 1 / power * keep;
+    }
+}
+
+/* Frequencies as transformers computes them, in f32 step by step: a rounding that differs is
+ * multiplied by the position. */
+static void frequencies(const struct llama_config *c, float *f)
+{
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        float exponent = (float)(2 * i) / (float)c->head_dim;
+        f[i] = 1.0f / powf((float)c->rope_theta, exponent);
+        if (c->rope == ROPE_LINEAR) f[i] /= (float)c->rope_factor;
+    }
+    if (c->rope == ROPE_LLAMA3) llama3_frequencies(c, f);
+    if (c->rope == ROPE_YARN) yarn_frequencies(c, f);
+}
+
 static int load_block(struct model *m, struct block *b, int64_t i, struct err *e)
 {
-    const struct hf_config *c = &m->cfg;
+    const struct llama_config *c = &((struct layout *)m->layout)->cfg;
     int64_t C = c->hidden_size, F = c->intermediate_size, D = c->head_dim;
     int64_t wide = c->num_attention_heads * D, narrow = c->num_key_value_heads * D;
     const struct {
@@ -89,84 +119,86 @@ static int load_block(struct model *m, struct block *b, int64_t i, struct err *e
 
 static int llama_load(struct model *m, struct err *e)
 {
-    const struct hf_config *c = &m->cfg;
-    int64_t table[2] = {c->vocab_size, c->hidden_size};
-    struct layout *y = mem_zalloc(sizeof *y + (size_t)c->num_hidden_layers * sizeof *y->blocks, e);
+    struct llama_config c;
+    if (llama_config_parse(&c, &m->cfg, e)) return -1;
+    int64_t table[2] = {c.vocab_size, c.hidden_size};
+    struct layout *y = mem_zalloc(sizeof *y + (size_t)c.num_hidden_layers * sizeof *y->blocks, e);
     if (!y) return -1;
     m->layout = y;
-    if (!(y->embed = model_tensor(m, "model.embed_tokens.weight", 2, table, e)))
-        return -1;
-    for (int64_t i = 0; i < c->num_hidden_layers; i++)
+    y->cfg = c;
+    m->max_length = c.max_position_embeddings;
+    m->cache_layers = c.num_hidden_layers;
+    m->cache_heads = c.num_key_value_heads;
+    m->cache_width = c.head_dim;
+    m->window = c.sliding_window;
+    m->tied = c.tie_word_embeddings;
+    m->init_std = c.initializer_range;
+    if (!(y->embed = model_tensor(m, "model.embed_tokens.weight", 2, table, e))) return -1;
+    for (int64_t i = 0; i < c.num_hidden_layers; i++)
         if (load_block(m, &y->blocks[i], i, e)) return -1;
-    if (!(y->norm = model_tensor(m, "model.norm.weight", 1, &c->hidden_size, e)))
-        return -1;
-    y->head = c->tie_word_embeddings
-                  ? y->embed
-                  : model_tensor(m, "lm_head.weight", 2, table, e);
+    if (!(y->norm = model_tensor(m, "model.norm.weight", 1, &c.hidden_size, e))) return -1;
+    y->head = m->tied ? y->embed : model_tensor(m, "lm_head.weight", 2, table, e);
     if (!y->head) return -1;
-    return (y->freq = model_table(m, "rope.inv_freq", c->head_dim / 2, e)) ? 0 : -1;
+    return (y->freq = model_table(m, "rope.inv_freq", c.head_dim / 2, e)) ? 0 : -1;
 }
 
 static void llama_fill(struct model *m)
 {
-    frequencies(&m->cfg, ((struct layout *)m->layout)->freq->data);
+    struct layout *y = m->layout;
+    frequencies(&y->cfg, y->freq->data);
 }
 
 /* What the blocks of one recording share. */
-struct pass {
-    struct model *m;
-    struct tape *t;
-    const struct model_shape *s;
-    const struct model_io *io;
+struct run {
+    struct pass p;
+    const struct llama_config *c;
     int pos, freq; /* pos as [N] */
 };
 
-static int norm(const struct pass *p, int x, const struct param *w)
+static int norm(const struct run *r, int x, const struct param *w)
 {
-    int id = tape_param(p->t, (struct param *)w, SLOT_DATA);
-    return op_rmsnorm(p->t, x, id, (float)p->m->cfg.rms_norm_eps);
+    int id = tape_param(r->p.t, (struct param *)w, SLOT_DATA);
+    return op_rmsnorm(r->p.t, x, id, (float)r->c->rms_norm_eps);
 }
 
-/* x[N, heads*D] -> [B, T, heads, D], normed if w, rotated if `rotate`. */
-static int heads(const struct pass *p, int x, int64_t count, const struct param *w, bool rotate)
+/* x[N, heads*D] -> [B, T, heads, D], normed if w and rotated. */
+static int rotated(const struct run *r, int x, int64_t count, const struct param *w)
 {
-    int64_t B = p->s->B, T = p->s->T, D = p->m->cfg.head_dim;
-    if (w) x = norm(p, tape_reshape(p->t, x, 2, (int64_t[]){B * T * count, D}), w);
-    if (rotate) {
-        x = tape_reshape(p->t, x, 3, (int64_t[]){B * T, count, D});
-        x = op_rope(p->t, x, p->pos, p->freq);
-    }
-    return tape_reshape(p->t, x, 4, (int64_t[]){B, T, count, D});
+    int64_t N = r->p.s->B * r->p.s->T, D = r->c->head_dim;
+    if (w) x = norm(r, tape_reshape(r->p.t, x, 2, (int64_t[]){N * count, D}), w);
+    x = tape_reshape(r->p.t, x, 3, (int64_t[]){N, count, D});
+    return parts_split(&r->p, op_rope(r->p.t, x, r->pos, r->freq), count, D);
 }
 
-static int attention(const struct pass *p, const struct block *b, int64_t layer, int h)
+static int attention(const struct run *r, const struct block *b, int64_t layer, int h)
 {
-    const struct hf_config *c = &p->m->cfg;
+    const struct llama_config *c = r->c;
+    const struct pass *p = &r->p;
     struct site *s = p->m->sites + b->site;
-    int q = heads(p, site_apply(p->t, s + Q, h, -1), c->num_attention_heads, b->q_norm, true);
-    int k = heads(p, site_apply(p->t, s + K, h, -1), c->num_key_value_heads, b->k_norm, true);
-    int v = heads(p, site_apply(p->t, s + V, h, -1), c->num_key_value_heads, NULL, false);
-    if (p->s->cache) {
-        struct param **kv = p->s->cache->params.items + 2 * layer;
-        k = op_kv_store(p->t, tape_param(p->t, kv[0], SLOT_DATA), k, p->io->pos);
-        v = op_kv_store(p->t, tape_param(p->t, kv[1], SLOT_DATA), v, p->io->pos);
-    }
-    int o = op_attn(p->t, q, k, v, p->io->range, (float)(1.0 / sqrt((double)c->head_dim)));
-    int64_t rows = p->s->B * p->s->T, width = c->num_attention_heads * c->head_dim;
-    return tape_reshape(p->t, o, 2, (int64_t[]){rows, width});
+    int64_t H = c->num_attention_heads, G = c->num_key_value_heads, D = c->head_dim;
+    /* yarn scales queries and keys alike, here in one place */
+    const struct parts_heads heads = {
+        .count = H, .width = D, .layer = layer,
+        .scale = c->rope_attention * c->rope_attention / sqrt((double)D),
+        .range = c->slides[layer] ? p->io->window : p->io->range};
+    int q = rotated(r, site_apply(p->t, s + Q, h, -1), H, b->q_norm);
+    int k = rotated(r, site_apply(p->t, s + K, h, -1), G, b->k_norm);
+    int v = parts_split(p, site_apply(p->t, s + V, h, -1), G, D);
+    return parts_attn(p, &heads, q, k, v);
 }
 
-static int block(const struct pass *p, const struct block *b, int64_t layer, int x)
+static int block(const struct run *r, const struct block *b, int64_t layer, int x)
 {
-    struct site *s = p->m->sites + b->site;
-    tape_segment_begin(p->t);
-    int o = attention(p, b, layer, norm(p, x, b->norm1));
-    x = site_apply(p->t, s + O, o, x);
-    int h = norm(p, x, b->norm2);
-    int gate = site_apply(p->t, s + GATE, h, -1);
-    int up = site_apply(p->t, s + UP, h, -1);
-    x = site_apply(p->t, s + DOWN, op_swiglu(p->t, gate, up), x);
-    tape_segment_end(p->t);
+    struct tape *t = r->p.t;
+    struct site *s = r->p.m->sites + b->site;
+    tape_segment_begin(t);
+    int o = attention(r, b, layer, norm(r, x, b->norm1));
+    x = site_apply(t, s + O, o, x);
+    int h = norm(r, x, b->norm2);
+    int gate = site_apply(t, s + GATE, h, -1);
+    int up = site_apply(t, s + UP, h, -1);
+    x = site_apply(t, s + DOWN, op_swiglu(t, gate, up), x);
+    tape_segment_end(t);
     return x;
 }
 
@@ -174,28 +206,25 @@ static void llama_record(struct model *m, struct tape *t, const struct model_sha
                          struct model_io *io)
 {
     const struct layout *y = m->layout;
-    int64_t B = s->B, T = s->T, N = B * T, one = 1;
-    io->ids = tape_input(t, "ids", DT_I32, 1, &N);
-    io->pos = tape_input(t, "pos", DT_I32, 2, (int64_t[]){B, T});
-    io->range = tape_input(t, "range", DT_I32, 3, (int64_t[]){B, T, 2});
-    struct pass p = {.m = m, .t = t, .s = s, .io = io,
-                     .pos = tape_reshape(t, io->pos, 1, &N),
-                     .freq = tape_param(t, y->freq, SLOT_DATA)};
+    int64_t B = s->B, T = s->T, N = B * T;
+    struct run r = {.p = {.m = m, .t = t, .s = s, .io = io}, .c = &y->cfg};
+    parts_text_inputs(&r.p, false);
+    if (m->window) io->window = tape_input(t, "window", DT_I32, 3, (int64_t[]){B, T, 2});
+    r.pos = tape_reshape(t, io->pos, 1, &N);
+    r.freq = tape_param(t, y->freq, SLOT_DATA);
     int x = op_embed(t, io->ids, tape_param(t, y->embed, SLOT_DATA));
-    for (int64_t i = 0; i < m->cfg.num_hidden_layers; i++) x = block(&p, &y->blocks[i], i, x);
-    x = norm(&p, x, y->norm);
-    int head = tape_param(t, y->head, SLOT_DATA);
-    if (s->rows) {
-        io->idx = tape_input(t, "idx", DT_I32, 1, &s->rows);
-        io->logits = op_linear(t, op_rows(t, x, io->idx), head, -1, -1, 1.0f);
-        tape_output(t, io->logits);
-        return;
-    }
-    io->target = tape_input(t, "target", DT_I32, 1, &N);
-    io->weight = tape_input(t, "weight", DT_F32, 1, &one);
-    io->loss = op_linear_ce(t, x, head, io->target, io->weight, &io->hits);
-    tape_output(t, io->loss);
-    tape_output(t, io->hits);
+    for (int64_t i = 0; i < y->cfg.num_hidden_layers; i++) x = block(&r, &y->blocks[i], i, x);
+    parts_lm_head(&r.p, norm(&r, x, y->norm), y->head);
 }
 
-const struct arch arch_llama = {"llama", llama_load, llama_fill, llama_record};
+/* Rotary tables are computed; older checkpoints carry them. */
+static const char *const ignored[] = {"*.rotary_emb.inv_freq", NULL};
+
+#define ARCH(type, ...) \
+    {.model_type = type, .task = &task_causal_lm, .prefix = "model.", .ignored = ignored, \
+     .architectures = (const char *const[]){__VA_ARGS__, NULL}, .load = llama_load, \
+     .fill = llama_fill, .record = llama_record}
+const struct arch arch_llama = ARCH("llama", "LlamaForCausalLM");
+const struct arch arch_mistral = ARCH("mistral", "MistralForCausalLM");
+const struct arch arch_qwen2 = ARCH("qwen2", "Qwen2ForCausalLM");
+const struct arch arch_qwen3 = ARCH("qwen3", "Qwen3ForCausalLM");

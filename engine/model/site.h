@@ -12,9 +12,10 @@
 enum { SITE_PATH = 128 };
 
 struct site {
-    char path[SITE_PATH]; /* module path in the transformers model, e.g.
+    char path[SITE_PATH]; /* module path in the class of transformers with the head, e.g.
                              model.layers.0.self_attn.q_proj */
-    struct param *w;      /* [out, in] */
+    struct param *w;      /* [out, in], or [in, out] with wt */
+    bool wt;
     struct param *bias;   /* [out] or NULL */
     int64_t in, out;
     int index;            /* position in the model */

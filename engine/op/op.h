@@ -19,7 +19,9 @@
 #include "engine/core/tape.h"
 #include "engine/op/attrs.h"
 
-enum op_flags { F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16, F_NEGINF = 32 };
+enum op_flags {
+    F_GRAD = 1, F_ACCUM = 2, F_RANDOM = 4, F_EXACT = 8, F_STATE = 16, F_NEGINF = 32, F_CHEAP = 64
+};
 
 enum op_id {
 #define OP(ID, name, attrs, least, most, outs, inplace, flags) OP_##ID,
@@ -51,6 +53,7 @@ struct op_info {
     int8_t inplace;
     unsigned flags;
     size_t attr_bytes;
+    const char *signature; /* types and shapes of inputs and outputs, as in op_rules.h */
     op_shape_fn shape;
     op_cost_fn cost;
     op_grad_fn grad; /* NULL without F_GRAD */
@@ -59,19 +62,30 @@ struct op_info {
 extern const struct op_info op_table[OP_COUNT];
 extern const op_run_fn cpu_table[OP_COUNT]; /* engine/cpu/cpu_table.c */
 
+/* The dtype that an operation with these inputs and outputs computes in: F32 or BF16. */
+enum dtype op_compute(int op, const struct tensor *const *in, const struct tensor *const *out);
+
 /* Recording functions: shapes as in ops.def. Ids in, id (or ids by pointer) out; -1 for an
  * optional input left out and for every result after a failure (tape_ok). */
 int op_embed(struct tape *t, int ids, int table);
 int op_linear(struct tape *t, int x, int w, int bias, int add, float alpha);
+int op_linear_wt(struct tape *t, int x, int w, int bias, int add, const struct attrs_linear *a);
 int op_rmsnorm(struct tape *t, int x, int w, float eps);
+int op_layernorm(struct tape *t, int x, int w, int b, float eps);
 int op_rope(struct tape *t, int x, int pos, int freq);
 int op_attn(struct tape *t, int q, int k, int v, int range, float scale);
+int op_attn_bias(struct tape *t, const int qkv[3], int range, int bias, float scale);
 int op_swiglu(struct tape *t, int g, int u);
+int op_act(struct tape *t, int x, enum act_kind kind);
 int op_add(struct tape *t, int a, int b);
 int op_scale(struct tape *t, int x, int s, float alpha); /* s = -1: y = alpha x */
 int op_dropout(struct tape *t, int x, float p, uint32_t salt); /* p = 0: returns x */
 int op_rows(struct tape *t, int x, int idx);
+int op_slice(struct tape *t, int x, int64_t at, int64_t width);
+int op_patches(struct tape *t, int image, int64_t size);
+int op_prefix(struct tape *t, int prefix, int x);
 int op_linear_ce(struct tape *t, int x, int w, int target, int weight, int *hits); /* or NULL */
+int op_ce(struct tape *t, int logits, int target, int weight, int *hits); /* or NULL */
 int op_kv_store(struct tape *t, int cache, int x, int pos);
 int op_sumsq(struct tape *t, int x, int acc);
 int op_clip(struct tape *t, int sumsq, float max_norm, int *norm); /* norm may be NULL */

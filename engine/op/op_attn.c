@@ -11,14 +11,22 @@ static int check_groups(const int64_t *s, struct err *e)
                    (long long)G);
 }
 
+const char sign_attn[] = "c:BTHD c:BSGD c:BSGD i:BT2 a:HTS > c:BTHD f:BTH";
+
 int shape_attn(const void *attrs, const struct tensor *const *in, struct tensor *out,
                struct err *e)
 {
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("f:BTHD f:BSGD f:BSGD i:BT2 > f:BTHD f:BTH", s, in, out, e)) return -1;
+    if (rules_match(sign_attn, s, in, out, e)) return -1;
     return check_groups(s, e);
+}
+
+/* Sums and products of scores: a bias is added, its gradient is a sum over sequences. */
+static double on_scores(const struct tensor *q, const struct tensor *bias)
+{
+    return bias ? (double)q->shape[0] * (double)bias->count : 0;
 }
 
 /* Multiply-adds of one [T,S] product for all heads: the full rectangle, because the ranges are
@@ -37,18 +45,22 @@ void cost_attn(const void *attrs, const struct tensor *const *in,
                const struct tensor *const *out, int threads, struct op_cost *c)
 {
     (void)attrs;
-    rules_cost(2 * 2 * product(in[0], in[1]), in, out, c);
+    rules_cost(2 * 2 * product(in[0], in[1]) + on_scores(in[0], in[4]), in, out, c);
     c->ws_bytes = scratch(in[0], threads);
 }
 
 void grad_attn(struct tape *t, const struct node *n, const int *dout, const bool *want, int *din)
 {
-    int in[] = {dout[0], n->in[0], n->in[1], n->in[2], n->in[3], n->out[0], n->out[1]};
+    int in[] = {dout[0], n->in[0], n->in[1], n->in[2], n->in[3], n->out[0], n->out[1], n->in[4]};
     int d[NODE_OUT] = {-1, -1, -1, -1};
-    tape_record(t, OP_ATTN_BWD, n->attrs, sizeof(struct attrs_attn), in, 7, d);
+    tape_record(t, OP_ATTN_BWD, n->attrs, sizeof(struct attrs_attn), in, 8, d);
     for (int i = 0; i < 3; i++)
         if (want[i]) din[i] = d[i];
+    if (want[4]) din[4] = d[3];
 }
+
+const char sign_attn_bwd[] =
+    "c:BTHD c:BTHD c:BSGD c:BSGD i:BT2 c:BTHD f:BTH a:HTS > c:BTHD c:BSGD c:BSGD f:HTS";
 
 int shape_attn_bwd(const void *attrs, const struct tensor *const *in, struct tensor *out,
                    struct err *e)
@@ -56,9 +68,7 @@ int shape_attn_bwd(const void *attrs, const struct tensor *const *in, struct ten
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("f:BTHD f:BTHD f:BSGD f:BSGD i:BT2 f:BTHD f:BTH > f:BTHD f:BSGD f:BSGD", s,
-                    in, out, e))
-        return -1;
+    if (rules_match(sign_attn_bwd, s, in, out, e)) return -1;
     return check_groups(s, e);
 }
 
@@ -66,6 +76,7 @@ void cost_attn_bwd(const void *attrs, const struct tensor *const *in,
                    const struct tensor *const *out, int threads, struct op_cost *c)
 {
     (void)attrs;
-    rules_cost(2 * 5 * product(in[1], in[2]), in, out, c);
+    double bias = on_scores(in[1], in[7]) + on_scores(in[1], out[3]);
+    rules_cost(2 * 5 * product(in[1], in[2]) + bias, in, out, c);
     c->ws_bytes = scratch(in[1], threads);
 }

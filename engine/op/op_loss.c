@@ -1,14 +1,10 @@
-/* Cross entropy fused with the output layer: logits exist only tile by tile. */
+/* Cross entropy: fused with the output layer, where logits exist only tile by tile, or of given
+ * logits. */
 #include "engine/op/op_rules.h"
 
 enum { TILE = 128, SCRATCH = 1 << 20 }; /* rows of logits, and bytes of scratch, per thread */
 
-int shape_linear_ce(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                    struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:NC a:VC i:N f:1 > f:1 f:NC f:VC f:1", in, out, e);
-}
+RULES_SHAPE(linear_ce, "c:NC a:VC i:N f:1 > f:1 c:NC f:VC f:1")
 
 void cost_linear_ce(const void *attrs, const struct tensor *const *in,
                     const struct tensor *const *out, int threads, struct op_cost *c)
@@ -35,4 +31,22 @@ void grad_linear_ce(struct tape *t, const struct node *n, const int *dout, const
 {
     if (want[0]) din[0] = times(t, n->out[1], dout[0]);
     if (want[1]) din[1] = times(t, n->out[2], dout[0]);
+}
+
+RULES_SHAPE(ce, "c:NV i:N f:1 > f:1 c:NV f:1")
+
+/* Workspace: a row of probabilities per thread, a loss and a count per tile. */
+void cost_ce(const void *attrs, const struct tensor *const *in, const struct tensor *const *out,
+             int threads, struct op_cost *c)
+{
+    (void)attrs;
+    int64_t N = in[0]->shape[0], V = in[0]->shape[1];
+    rules_cost((out[1] ? 6 : 4) * (double)in[0]->count, in, out, c);
+    c->ws_bytes = threads * ((V * (int64_t)sizeof(float) + 255) & ~(int64_t)255) +
+                  16 * (N / TILE + 1);
+}
+
+void grad_ce(struct tape *t, const struct node *n, const int *dout, const bool *want, int *din)
+{
+    if (want[0]) din[0] = times(t, n->out[1], dout[0]);
 }

@@ -1,12 +1,7 @@
 /* What ends a step: the norm of all gradients, clipping, AdamW. */
 #include "engine/op/op_rules.h"
 
-int shape_sumsq(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:* f:1 > f:1", in, out, e);
-}
+RULES_SHAPE(sumsq, "f:* f:1 > f:1")
 
 void cost_sumsq(const void *attrs, const struct tensor *const *in,
                 const struct tensor *const *out, int threads, struct op_cost *c)
@@ -17,12 +12,7 @@ void cost_sumsq(const void *attrs, const struct tensor *const *in,
     c->ws_bytes = rules_partials(1);
 }
 
-int shape_clip(const void *attrs, const struct tensor *const *in, struct tensor *out,
-               struct err *e)
-{
-    (void)attrs;
-    return rules_shape("f:1 > f:1 f:1", in, out, e);
-}
+RULES_SHAPE(clip, "f:1 > f:1 f:1")
 
 void cost_clip(const void *attrs, const struct tensor *const *in,
                const struct tensor *const *out, int threads, struct op_cost *c)
@@ -32,12 +22,13 @@ void cost_clip(const void *attrs, const struct tensor *const *in,
     rules_cost(4, in, out, c);
 }
 
-int shape_adamw(const void *attrs, const struct tensor *const *in, struct tensor *out,
-                struct err *e)
+struct attrs_adamw attrs_adamw(double beta1, double beta2, double eps, int group)
 {
-    (void)attrs;
-    return rules_shape("f:* f:* f:* f:* f:8 f:1 > f:*", in, out, e);
+    return (struct attrs_adamw){(float)(1 - beta1), (float)beta2, (float)(1 - beta2), (float)eps,
+                                group};
 }
+
+RULES_SHAPE(adamw, "f:* f:* f:* f:* f:8 f:1 > f:*")
 
 /* w, m and v are read and written. */
 void cost_adamw(const void *attrs, const struct tensor *const *in,

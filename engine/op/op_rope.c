@@ -1,13 +1,15 @@
 /* Rotary positions: pair (i, i + D/2) of a head turns by pos freq[i]. */
 #include "engine/op/op_rules.h"
 
+const char sign_rope[] = "c:NHD i:N f:E > c:NHD";
+
 int shape_rope(const void *attrs, const struct tensor *const *in, struct tensor *out,
                struct err *e)
 {
     (void)attrs;
     int64_t s[RULES_LETTERS];
     rules_free(s);
-    if (rules_match("f:NHD i:N f:E > f:NHD", s, in, out, e)) return -1;
+    if (rules_match(sign_rope, s, in, out, e)) return -1;
     if (s['D' - 'A'] == 2 * s['E' - 'A']) return 0;
     return err_set(e, E_ARG, "a head of %lld needs %g frequencies, not %lld",
                    (long long)s['D' - 'A'], (double)s['D' - 'A'] / 2, (long long)s['E' - 'A']);

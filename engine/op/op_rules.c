@@ -5,6 +5,8 @@
 struct match {
     int64_t *sizes;
     const struct tensor *any; /* bound to '*' */
+    bool computes;            /* a compute tensor was seen; all have dtype `compute` */
+    enum dtype compute;
     struct err *e;
 };
 
@@ -18,16 +20,26 @@ static int word_length(const char *dims)
     return (int)strcspn(dims, " ");
 }
 
-static int check_type(struct match *m, char type, const struct tensor *x, int index)
+static const struct { char letter; unsigned types; const char *text; } kinds[] = {
+    {'f', 1u << DT_F32, "F32"},
+    {'i', 1u << DT_I32, "I32"},
+    {'a', 1u << DT_F32 | 1u << DT_BF16 | 1u << DT_F16, "F32, BF16 or F16"},
+    {'c', 1u << DT_F32 | 1u << DT_BF16, "F32 or BF16"},
+};
+
+static int check_type(struct match *m, char letter, const struct tensor *x, int index)
 {
-    bool ok = type == 'i'   ? x->dtype == DT_I32
-              : type == 'f' ? x->dtype == DT_F32
-                            : x->dtype == DT_F32 || x->dtype == DT_BF16 || x->dtype == DT_F16;
-    if (ok) return 0;
-    return err_set(m->e, E_ARG, "input %d is %s where %s is needed", index, dtype_name(x->dtype),
-                   type == 'i'   ? "I32"
-                   : type == 'f' ? "F32"
-                                 : "F32, BF16 or F16");
+    int k = 0;
+    while (kinds[k].letter != letter) k++;
+    if (!(kinds[k].types >> x->dtype & 1))
+        return err_set(m->e, E_ARG, "input %d is %s where %s is needed", index,
+                       dtype_name(x->dtype), kinds[k].text);
+    if (letter != 'c') return 0;
+    if (!m->computes) m->compute = x->dtype;
+    m->computes = true;
+    if (m->compute == x->dtype) return 0;
+    return err_set(m->e, E_ARG, "input %d is %s, an earlier one %s: an operation computes in one",
+                   index, dtype_name(x->dtype), dtype_name(m->compute));
 }
 
 static int bind_any(struct match *m, const struct tensor *x, int index)
@@ -55,9 +67,9 @@ static int bind(struct match *m, const char *dims, const struct tensor *x, int i
     return 0;
 }
 
-static void make(const struct match *m, const char *dims, struct tensor *x)
+static void make(const struct match *m, char letter, const char *dims, struct tensor *x)
 {
-    x->dtype = DT_F32;
+    x->dtype = letter == 'c' ? m->compute : DT_F32;
     if (dims[0] == '*') {
         x->rank = m->any->rank;
         memcpy(x->shape, m->any->shape, sizeof x->shape);
@@ -71,7 +83,7 @@ static void make(const struct match *m, const char *dims, struct tensor *x)
 int rules_match(const char *signature, int64_t sizes[RULES_LETTERS],
                 const struct tensor *const *in, struct tensor *out, struct err *e)
 {
-    struct match m = {.sizes = sizes, .e = e};
+    struct match m = {.sizes = sizes, .compute = DT_F32, .e = e};
     bool outputs = false;
     int index = 0;
     for (const char *w = signature; *w; w += word_length(w), w += *w == ' ') {
@@ -81,7 +93,7 @@ int rules_match(const char *signature, int64_t sizes[RULES_LETTERS],
             continue;
         }
         if (outputs) {
-            make(&m, w + 2, &out[index]);
+            make(&m, *w, w + 2, &out[index]);
         } else if (in[index]) {
             if (check_type(&m, *w, in[index], index)) return -1;
             if (bind(&m, w + 2, in[index], index)) return -1;
@@ -97,6 +109,14 @@ int rules_shape(const char *signature, const struct tensor *const *in, struct te
     int64_t sizes[RULES_LETTERS];
     rules_free(sizes);
     return rules_match(signature, sizes, in, out, e);
+}
+
+int rules_compute(int dtype, struct tensor *out, struct err *e)
+{
+    if (dtype != DT_F32 && dtype != DT_BF16)
+        return err_set(e, E_ARG, "it cannot compute in dtype %d", dtype);
+    out->dtype = (enum dtype)dtype;
+    return 0;
 }
 
 static int64_t sum_bytes(const struct tensor *const *x, int n)

@@ -36,7 +36,11 @@ struct bench {
     int n, m, k, layout; /* of the peer's product; layout 0: NT, 1: NN, 2: TN; n = 0: no product */
     double work;         /* FLOPs; 0: the bytes of cost() count, in GB/s */
     union {
-        struct attrs_alpha alpha;
+        struct attrs_alpha alpha; /* first: {1} is this, and the start of attrs_linear */
+        struct attrs_linear linear;
+        struct attrs_act act;
+        struct attrs_slice slice;
+        struct attrs_patches patches;
         struct attrs_attn attn;
         struct attrs_norm norm;
         struct attrs_dropout dropout;
@@ -56,13 +60,17 @@ struct bench {
     {name, OP_LINEAR_DX, 2, {F(2, n, k), F(2, k, m)}, 0, n, m, k, 1, 2.0 * n * m * k, {{1}}}
 #define TN(name, n, m, k) \
     {name, OP_LINEAR_DW, 2, {F(2, k, n), F(2, k, m)}, 0, n, m, k, 2, 2.0 * n * m * k, {{1}}}
+#define ACT_BENCH(name, what) \
+    {"act_" name, OP_ACT, 1, {F(2, 2048, 3072)}, 0, 0, 0, 0, 0, 0, {.act = {what}}}, \
+    {"act_bwd_" name, OP_ACT_BWD, 2, {F(2, 2048, 3072), F(2, 2048, 3072)}, 0, 0, 0, 0, 0, 0, \
+     {.act = {what}}}
 /* Causal: half the square counts. */
 #define ATT(name, b, t, h, g, d) \
     {name, OP_ATTN, 4, {F(4, b, t, h, d), F(4, b, t, g, d), F(4, b, t, g, d), IDX(3, b, t, 2)}, 0, \
      0, 0, 0, 0, 2.0 * b * t * t * h * d, {.attn = {0.125f}}}
 #define ATB(name, b, t, h, g, d) \
     {name, OP_ATTN_BWD, 7, {F(4, b, t, h, d), F(4, b, t, h, d), F(4, b, t, g, d), \
-     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 0, 0, 0, 0, 0, \
+     F(4, b, t, g, d), IDX(3, b, t, 2), F(4, b, t, h, d), P(3, b, t, h)}, 8, 0, 0, 0, 0, \
      5.0 * b * t * t * h * d, {.attn = {0.125f}}}
 
 static const struct bench benches[] = {
@@ -101,6 +109,26 @@ static const struct bench benches[] = {
      0, 0, 0, 0, 0, {{0}}},
     {"rmsnorm_dw", OP_RMSNORM_DW, 3, {F(2, 2048, 768), F(2, 2048, 768), P(1, 2048)}, 0,
      0, 0, 0, 0, 0, {{0}}},
+    {"layernorm", OP_LAYERNORM, 3, {F(2, 2048, 768), F(1, 768), F(1, 768)}, 0, 0, 0, 0, 0, 0,
+     {.norm = {1e-5f}}},
+    {"layernorm_dx", OP_LAYERNORM_DX, 5, {F(2, 2048, 768), F(2, 2048, 768), F(1, 768), P(1, 2048),
+     P(1, 2048)}, 0, 0, 0, 0, 0, 0, {{0}}},
+    {"layernorm_dw", OP_LAYERNORM_DW, 4, {F(2, 2048, 768), F(2, 2048, 768), P(1, 2048), P(1, 2048)},
+     0, 0, 0, 0, 0, 0, {{0}}},
+    {"colsum", OP_COLSUM, 1, {F(2, 2048, 768)}, 0, 0, 0, 0, 0, 0, {{0}}},
+    ACT_BENCH("gelu", ACT_GELU),
+    ACT_BENCH("gelu_tanh", ACT_GELU_TANH),
+    ACT_BENCH("quick_gelu", ACT_QUICK_GELU),
+    ACT_BENCH("relu", ACT_RELU),
+    ACT_BENCH("silu", ACT_SILU),
+    ACT_BENCH("tanh", ACT_TANH),
+    {"slice", OP_SLICE, 1, {F(2, 2048, 2304)}, 0, 0, 0, 0, 0, 0, {.slice = {768, 768}}},
+    {"slice_dx", OP_SLICE_DX, 1, {F(2, 2048, 768)}, 0, 0, 0, 0, 0, 0, {.slice = {768, 2304}}},
+    {"patches", OP_PATCHES, 1, {F(4, 16, 3, 224, 224)}, 0, 0, 0, 0, 0, 0, {.patches = {16}}},
+    {"prefix", OP_PREFIX, 2, {F(2, 1, 768), F(3, 16, 196, 768)}, 0, 0, 0, 0, 0, 0, {{0}}},
+    {"prefix_dx", OP_PREFIX_DX, 1, {F(3, 16, 197, 768)}, 0, 0, 0, 0, 0, 0, {.rows = {1}}},
+    {"prefix_dw", OP_PREFIX_DW, 1, {F(3, 16, 197, 768)}, 0, 0, 0, 0, 0, 0, {.rows = {1}}},
+    {"ce", OP_CE, 3, {F(2, 2048, 1000), IDX(1, 2048), P(1, 1)}, 0, 0, 0, 0, 0, 0, {{0}}},
     {"rope", OP_ROPE, 3, {F(3, 2048, 12, 64), IDX(1, 2048), P(1, 32)}, 0, 0, 0, 0, 0, 0,
      {.rope = {1}}},
     {"swiglu", OP_SWIGLU, 2, {F(2, 2048, 2048), F(2, 2048, 2048)}, 0, 0, 0, 0, 0, 0, {{0}}},
@@ -112,7 +140,7 @@ static const struct bench benches[] = {
     {"embed_dw", OP_EMBED_DW, 2, {IDX(1, 2048), F(2, 2048, 768)}, 0, 0, 0, 0, 0, 0,
      {.rows = {4000}}},
     {"adamw", OP_ADAMW, 5, {F(1, 4000000), F(1, 4000000), F(1, 4000000), P(1, 4000000), P(1, 8)},
-     0, 0, 0, 0, 0, 0, {.adamw = {0.9f, 0.999f, 1e-8f, 0}}},
+     0, 0, 0, 0, 0, 0, {.adamw = {0.1f, 0.999f, 1e-3f, 1e-8f, 0}}},
     {"sumsq", OP_SUMSQ, 2, {F(1, 4000000), P(1, 1)}, 0, 0, 0, 0, 0, 0, {{0}}},
 };
 
@@ -292,7 +320,7 @@ static void measure(const struct bench *b, struct exec *x)
     for (int turn = 0; turn < MOST_TURNS; turn++) {
         if (turn >= LEAST_TURNS && clock_mono_ns() - start > MOST_MS * 1000000LL) break;
         int64_t t0 = now_ns(x);
-        if (x->table[b->op](&s, x, &e)) die(&e);
+        if (x->device->table[b->op](&s, x, &e)) die(&e);
         int64_t t1 = now_ns(x);
         peer_run(b, &s, tmp, tmp_bytes);
         int64_t t2 = now_ns(x);

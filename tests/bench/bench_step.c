@@ -121,7 +121,7 @@ static double run(struct exec *x, struct share *by_op, struct err *e)
         double flops = useful(x, i, &op), t = now(x);
         const struct node *n = &x->plan->tape->nodes[x->plan->steps[i].node];
         x->steps[i].accum = n->accum;
-        if (x->table[op](&x->steps[i], x, e)) die(e);
+        if (x->device->table[op](&x->steps[i], x, e)) die(e);
         by_op[op].seconds += now(x) - t;
         by_op[op].flops += flops;
         by_op[op].calls++;

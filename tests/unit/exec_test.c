@@ -27,6 +27,7 @@ struct rig {
 };
 
 static op_run_fn table[OP_COUNT]; /* naive kernels, with one replaced by a test */
+static const struct device device = {.name = "test", .table = table};
 
 static void rig_bind(struct rig *r)
 {
@@ -42,7 +43,7 @@ static void rig_init(struct rig *r)
     *r = (struct rig){0};
     params_init(&r->ps);
     r->t = tape_new(&e);
-    r->x = exec_new("test", table, 2, &e);
+    r->x = exec_new(&device, 2, &e);
     r->w = params_add(&r->ps, "w", PARAM_TRAINABLE, 2, (int64_t[]){1, 3}, &e);
     assert_true(r->t && r->x && r->w);
     r->in = tape_input(r->t, "x", DT_F32, 2, (int64_t[]){4, 3});
@@ -222,6 +223,31 @@ static void what_cannot_run_is_refused_when_bound(void **state)
     rig_clear(&r);
 }
 
+/* Half-precision weights are no obstacle, half-precision arithmetic is. */
+static void a_dtype_without_kernels_is_refused_when_bound(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    struct exec *x = exec_new_cpu(1, &e);
+    assert_non_null(x);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        struct tape *t = tape_new(&e);
+        t->compute = bf16 ? DT_BF16 : DT_F32;
+        int ids = tape_input(t, "ids", DT_I32, 1, (int64_t[]){3});
+        int w = tape_input(t, "w", DT_BF16, 2, (int64_t[]){5, 4});
+        int y = op_linear(t, op_embed(t, ids, w), w, -1, -1, 1);
+        tape_output(t, y);
+        struct plan *p = plan_make(t, &(struct plan_options){.threads = 1}, &e);
+        assert_non_null(p);
+        assert_int_equal(exec_bind(x, p, &e), bf16 ? -1 : 0);
+        plan_free(p);
+        tape_free(t);
+    }
+    assert_int_equal(e.code, E_UNSUPPORTED);
+    assert_string_equal(e.msg, "embed has no cpu kernel for BF16");
+    exec_free(x);
+}
+
 static int run_lazy(const struct step *s, struct exec *x, struct err *e)
 {
     (void)s;
@@ -353,7 +379,7 @@ static void failing_memory_leaves_nothing_bound(void **state)
     struct exec *x = r.x;
     for (int n = 1; n < 50; n++) {
         fault_arm(FAULT_MEM, n, false);
-        r.x = exec_new("test", table, 2, &e);
+        r.x = exec_new(&device, 2, &e);
         int rc = r.x ? exec_bind(r.x, r.p, &e) : -1;
         bool reached = fault_count(FAULT_MEM) >= n;
         fault_arm(FAULT_MEM, 0, false);
@@ -385,6 +411,7 @@ int main(void)
         cmocka_unit_test(an_input_of_the_update_survives_the_steps),
         cmocka_unit_test(transfers_check_the_size_and_the_direction),
         cmocka_unit_test(the_step_buffer_only_grows),
+        cmocka_unit_test(a_dtype_without_kernels_is_refused_when_bound),
         cmocka_unit_test(what_cannot_run_is_refused_when_bound),
         cmocka_unit_test(poison_exposes_what_a_kernel_did_not_write),
         cmocka_unit_test(a_nan_is_reported_with_op_node_and_tensor),

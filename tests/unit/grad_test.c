@@ -203,7 +203,8 @@ struct engine {
 static void engine_init(struct engine *m, struct graph *g)
 {
     struct err e = ERR_INIT;
-    m->x = exec_new("naive", naive_table, 1, &e);
+    static const struct device naive = {.name = "naive", .table = naive_table};
+    m->x = exec_new(&naive, 1, &e);
     m->p = m->x ? plan_make(g->t, &(struct plan_options){.threads = 1}, &e) : NULL;
     if (!m->p || exec_bind(m->x, m->p, &e)) fail_msg("seed %d: %s", (int)g->seed, e.msg);
     m->x->poison = true;

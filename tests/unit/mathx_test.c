@@ -4,6 +4,7 @@
 #include "engine/op/mathx.h"
 
 #include "engine/base/rng.h"
+#include "engine/op/attrs.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -90,6 +91,87 @@ static void sigmoid_and_its_kin_keep_their_bounds(void **state)
     within("slope", slope, 4e-7);
 }
 
+static const double root_half = 0.70710678118654752440, root_2_pi = 2.50662827463100050242;
+
+static void the_normal_law_and_gelu_keep_their_bounds(void **state)
+{
+    (void)state;
+    double phi = 0, density = 0, far = 0, gelu = 0, tail = 0, slope = 0;
+    for (uint64_t i = 0; i < 1ull << 32; i += STRIDE) {
+        float x = sample(i), d;
+        if (!isfinite(x)) continue;
+        double v = (double)x, p = erfc(-v * root_half) / 2, n = exp(-v * v / 2) / root_2_pi;
+        float got = mx_normal(x, &d);
+        if (fabsf(x) <= 13) {
+            phi = fmax(phi, ulps(got, p));
+            density = fmax(density, ulps(d, n));
+        } else {
+            far = fmax(far, fmax(fabs((double)got - p), fabs((double)d - n)));
+        }
+        if (x >= -13) gelu = fmax(gelu, ulps(mx_gelu(x), v * p));
+        else tail = fmax(tail, fabs((double)mx_gelu(x) - v * p));
+        slope = fmax(slope, fabs((double)mx_gelu_slope(x) - (p + v * n)));
+    }
+    within("normal", phi, 6);
+    within("density", density, 3);
+    within("far", far, 0x1p-140);
+    within("gelu", gelu, 7);
+    within("tail", tail, 0x1p-136);
+    within("slope", slope, 3e-7);
+}
+
+static void the_cheaper_gelus_keep_their_bounds(void **state)
+{
+    (void)state;
+    double value = 0, slope = 0, quick = 0, quick_slope = 0;
+    for (uint64_t i = 0; i < 1ull << 32; i += STRIDE) {
+        float x = sample(i);
+        if (!isfinite(x)) continue;
+        double v = (double)x, u = 2 / root_2_pi * (v + 0.044715 * v * v * v);
+        double s = 1 / (1 + exp(-2 * u)), c = 1 / (1 + exp(2 * u));
+        double du = 2 / root_2_pi * (1 + 3 * 0.044715 * v * v), want = v * s;
+        if (fabs(want) >= 0x1p-126)
+            value = fmax(value, fabs((double)mx_gelu_tanh(x) / want - 1) / (4e-7 + 3e-7 * fabs(u)));
+        else
+            value = fmax(value, fabs((double)mx_gelu_tanh(x) - want) / 0x1p-126);
+        double far = fabs(v) > 16 ? (v > 0 ? 1 : 0) : s + v * s * c * 2 * du;
+        slope = fmax(slope, fabs((double)mx_gelu_tanh_slope(x) - far));
+        s = 1 / (1 + exp(-1.702 * v));
+        c = 1 / (1 + exp(1.702 * v));
+        want = v * s;
+        if (fabs(want) >= 0x1p-126)
+            quick = fmax(quick, fabs((double)mx_quick_gelu(x) / want - 1) /
+                                    (3e-7 + 1e-7 * fabs(1.702 * v)));
+        else
+            quick = fmax(quick, fabs((double)mx_quick_gelu(x) - want) / 0x1p-126);
+        far = s * (1 + 1.702 * v * c);
+        quick_slope = fmax(quick_slope, fabs((double)mx_quick_gelu_slope(x) - far));
+    }
+    within("tanh", value, 1);
+    within("slope", slope, 5e-7);
+    within("quick", quick, 1);
+    within("slope", quick_slope, 5e-7);
+}
+
+static void tanh_and_relu_keep_their_bounds(void **state)
+{
+    (void)state;
+    double value = 0, slope = 0, tail = 0;
+    for (uint64_t i = 0; i < 1ull << 32; i += STRIDE) {
+        float x = sample(i);
+        if (!isfinite(x)) continue;
+        double v = (double)x, c = cosh(v);
+        value = fmax(value, ulps(mx_tanh(x), tanh(v)));
+        if (fabsf(x) <= 43) slope = fmax(slope, ulps(mx_tanh_slope(x), 1 / (c * c)));
+        else tail = fmax(tail, fabs((double)mx_tanh_slope(x) - 1 / (c * c)));
+        assert_true(mx_relu(x) == (x > 0 ? x : 0));
+        assert_true(mx_relu_slope(x) == (x > 0));
+    }
+    within("tanh", value, 3);
+    within("slope", slope, 5);
+    within("tail", tail, 0x1p-140);
+}
+
 static void swiglu_gradients_are_the_products_of_their_parts(void **state)
 {
     (void)state;
@@ -122,6 +204,14 @@ static void special_values_go_where_they_should(void **state)
     assert_true(s == 0 && c == 1);
     assert_true(mx_sigmoid(INFINITY) == 1 && mx_sigmoid(-INFINITY) == 0 && isnan(mx_sigmoid(NAN)));
     assert_true(mx_silu(INFINITY) == INFINITY && isnan(mx_silu(NAN)));
+    assert_true(mx_gelu(INFINITY) == INFINITY && isnan(mx_gelu(NAN)) && mx_gelu(0) == 0);
+    assert_true(mx_normal(0, &s) == 0.5f && isnan(mx_normal(NAN, &s)) && isnan(s));
+    assert_true(mx_gelu_tanh(INFINITY) == INFINITY && isnan(mx_gelu_tanh(NAN)));
+    assert_true(mx_gelu_tanh_slope(-INFINITY) == 0 && isnan(mx_gelu_tanh_slope(NAN)));
+    assert_true(mx_quick_gelu(INFINITY) == INFINITY && isnan(mx_quick_gelu(NAN)));
+    assert_true(mx_tanh(INFINITY) == 1 && mx_tanh(-INFINITY) == -1 && isnan(mx_tanh(NAN)));
+    assert_true(mx_tanh_slope(INFINITY) == 0 && isnan(mx_tanh_slope(NAN)));
+    assert_true(mx_relu(-INFINITY) == 0 && isnan(mx_relu(NAN)) && isnan(mx_relu_slope(NAN)));
 }
 
 static void half_precision_is_exact_one_way_and_rounds_to_even_the_other(void **state)
@@ -172,12 +262,25 @@ static void random_bits_are_those_of_the_generator(void **state)
     }
 }
 
+static void the_betas_of_adamw_are_rounded_once(void **state)
+{
+    (void)state;
+    struct attrs_adamw a = attrs_adamw(0.9, 0.999, 1e-8, 1);
+    assert_true(a.c1 == 0.1f && a.c2 == 0.001f && a.beta2 == 0.999f && a.eps == 1e-8f);
+    assert_true(a.c2 != 1.0f - a.beta2); /* which is off by 1.3e-5 of itself */
+    assert_int_equal(a.group, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_betas_of_adamw_are_rounded_once),
         cmocka_unit_test(exponentials_and_logarithms_are_within_1_ulp),
         cmocka_unit_test(sines_are_within_2_ulp_to_2_20_and_exact_in_quadrant_beyond),
         cmocka_unit_test(sigmoid_and_its_kin_keep_their_bounds),
+        cmocka_unit_test(the_normal_law_and_gelu_keep_their_bounds),
+        cmocka_unit_test(the_cheaper_gelus_keep_their_bounds),
+        cmocka_unit_test(tanh_and_relu_keep_their_bounds),
         cmocka_unit_test(swiglu_gradients_are_the_products_of_their_parts),
         cmocka_unit_test(special_values_go_where_they_should),
         cmocka_unit_test(half_precision_is_exact_one_way_and_rounds_to_even_the_other),

@@ -148,13 +148,14 @@ static void what_is_written_is_read(void **state)
     struct err e = ERR_INIT;
     struct peft_adapter a = sample();
     size_t before = mem_live();
+    a.fan_in_fan_out = true;
     clear_folder();
     assert_int_equal(peft_write(dir, &a, &e), 0);
     struct peft_adapter *b = peft_read(dir, &e);
     if (!b) print_error("%s\n", e.msg);
     assert_non_null(b);
     assert_int_equal(b->r, R);
-    assert_true(b->alpha == 4 && b->dropout == 0.05 && !b->rslora);
+    assert_true(b->alpha == 4 && b->dropout == 0.05 && !b->rslora && b->fan_in_fan_out);
     assert_true(peft_scaling(b) == 2);
     assert_string_equal(b->base_model, "default/llama");
     assert_string_equal(b->task_type, "CAUSAL_LM");
@@ -272,7 +273,7 @@ static void settings_that_are_not_applied_are_refused_by_name(void **state)
         {"{\"bias\": \"all\"}", E_UNSUPPORTED, "bias"},
         {"{\"use_dora\": true}", E_UNSUPPORTED, "use_dora"},
         {"{\"use_rslora\": 1}", E_ARG, "use_rslora"},
-        {"{\"fan_in_fan_out\": true}", E_UNSUPPORTED, "fan_in_fan_out"},
+        {"{\"fan_in_fan_out\": 1}", E_ARG, "fan_in_fan_out"},
         {"{\"lora_bias\": true}", E_UNSUPPORTED, "lora_bias"},
         {"{\"rank_pattern\": {\"q_proj\": 4}}", E_UNSUPPORTED, "rank_pattern"},
         {"{\"alpha_pattern\": {\"q_proj\": 4}}", E_UNSUPPORTED, "alpha_pattern"},

@@ -25,6 +25,48 @@ void ref_swiglu_bwd(struct ref_call *c)
     }
 }
 
+static const double root_half = 0.70710678118654752440; /* sqrt(1/2) */
+static const double root_2_pi = 2.50662827463100050242; /* sqrt(2 pi) */
+
+/* f(x) and f'(x). */
+static double act(int kind, double x, double *slope)
+{
+    double phi = erfc(-x * root_half) / 2, u = 2 / root_2_pi * (x + 0.044715 * x * x * x);
+    double th = tanh(u), s = sigmoid(kind == ACT_SILU ? x : 1.702 * x);
+    switch ((enum act_kind)kind) {
+    case ACT_GELU: *slope = phi + x * exp(-x * x / 2) / root_2_pi; return x * phi;
+    case ACT_GELU_TANH:
+        *slope = (1 + th) / 2 + x / 2 * (1 - th * th) * 2 / root_2_pi * (1 + 0.134145 * x * x);
+        return x / 2 * (1 + th);
+    case ACT_QUICK_GELU: *slope = s * (1 + 1.702 * x * (1 - s)); return x * s;
+    case ACT_RELU: *slope = x > 0; return x > 0 ? x : 0;
+    case ACT_SILU: *slope = s * (1 + x * (1 - s)); return x * s;
+    case ACT_TANH: *slope = 1 - tanh(x) * tanh(x); return tanh(x);
+    case ACT_KINDS: break;
+    }
+    *slope = NAN;
+    return NAN;
+}
+
+void ref_act(struct ref_call *c)
+{
+    const struct attrs_act *a = c->attrs;
+    const struct ref_tensor *x = c->in[0];
+    double slope;
+    for (int64_t i = 0; i < x->count; i++) ref_put(c, 0, i, act(a->kind, x->d[i], &slope));
+}
+
+void ref_act_bwd(struct ref_call *c)
+{
+    const struct attrs_act *a = c->attrs;
+    const struct ref_tensor *dy = c->in[0], *x = c->in[1];
+    for (int64_t i = 0; i < x->count; i++) {
+        double slope;
+        act(a->kind, x->d[i], &slope);
+        ref_put(c, 0, i, dy->d[i] * slope);
+    }
+}
+
 void ref_add(struct ref_call *c)
 {
     const struct ref_tensor *a = c->in[0], *b = c->in[1];
@@ -100,6 +142,30 @@ bool sample_swiglu(int k, struct op_sample *s)
 bool sample_swiglu_bwd(int k, struct op_sample *s)
 {
     return alike(k, s, 3, 1);
+}
+
+/* Two samples of each kind in each round over the shapes, in the second with others. */
+static bool act_case(int k, struct op_sample *s, int n, int x)
+{
+    if (k >= 24) return false;
+    struct attrs_act a = {k % ACT_KINDS};
+    sample_attrs(s, &a, sizeof a);
+    alike(k < 12 ? k : (k + 7) % 12, s, n, x);
+    /* Away from the kink of relu, further than finite differences reach. */
+    for (int64_t i = 0; a.kind == ACT_RELU && i < s->in[x].count; i++)
+        s->in[x].d[i] = ref_round(DT_F32, s->in[x].d[i] + copysign(0.05, s->in[x].d[i]));
+    return true;
+}
+
+bool sample_act(int k, struct op_sample *s)
+{
+    s->diff = 1;
+    return act_case(k, s, 1, 0);
+}
+
+bool sample_act_bwd(int k, struct op_sample *s)
+{
+    return act_case(k, s, 2, 1);
 }
 
 bool sample_add(int k, struct op_sample *s)

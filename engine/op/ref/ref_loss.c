@@ -84,3 +84,48 @@ bool sample_linear_ce(int k, struct op_sample *s)
     s->k_red = cases[k].width + cases[k].vocab + cases[k].n;
     return true;
 }
+
+/* ---- CE ---- */
+
+void ref_ce(struct ref_call *c)
+{
+    const struct ref_tensor *z = c->in[0], *target = c->in[1];
+    int64_t rows = z->shape[0], V = z->shape[1];
+    double weight = c->in[2]->d[0];
+    struct ref_call sum = ref_adding(c);
+    for (int64_t n = 0; n < rows; n++) {
+        const double *l = z->d + n * V;
+        int64_t t = (int64_t)target->d[n], best = 0;
+        double total = 0;
+        if (t < 0) continue;
+        for (int64_t v = 1; v < V; v++)
+            if (l[v] > l[best]) best = v;
+        for (int64_t v = 0; v < V; v++) total += exp(l[v] - l[best]);
+        double lse = l[best] + log(total);
+        for (int64_t v = 0; v < V; v++)
+            ref_put(&sum, 1, n * V + v, weight * (exp(l[v] - lse) - (v == t)));
+        ref_put(&sum, 0, 0, weight * (lse - l[t]));
+        ref_put(&sum, 2, 0, best == t);
+    }
+}
+
+bool sample_ce(int k, struct op_sample *s)
+{
+    if (k >= REF_LEN(cases)) return false;
+    int64_t V = cases[k].vocab;
+    struct ref_tensor *z = sample_normal(s, 0, DT_F32, DIMS(cases[k].n, V));
+    struct ref_tensor *target = sample_ints(s, 1, 0, (int)V, DIMS(cases[k].n));
+    sample_scalar(s, 2, cases[k].weight);
+    if (s->err.code) return true;
+    for (int64_t i = 0; i < z->count; i++) z->d[i] = ref_round(DT_F32, 3 * z->d[i]);
+    for (int64_t n = 0; n < target->count; n++) {
+        double *l = z->d + n * V;
+        int64_t best = 0;
+        for (int64_t v = 1; v < V; v++) best = l[v] > l[best] ? v : best;
+        if (n % 3 == 0) target->d[n] = (double)best;
+        if (cases[k].masked == ALL || (cases[k].masked == SOME && n % 4 == 1)) target->d[n] = -1;
+    }
+    s->diff = 1;
+    s->k_red = V + cases[k].n;
+    return true;
+}

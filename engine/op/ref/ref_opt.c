@@ -25,13 +25,13 @@ void ref_adamw(struct ref_call *c)
     const struct ref_tensor *w = c->in[0], *g = c->in[1];
     struct ref_tensor *m = c->in[2], *v = c->in[3];
     const double *hyper = c->in[4]->d;
-    double lr = hyper[0], decay = hyper[1], b1 = (double)a->beta1, b2 = (double)a->beta2;
+    double lr = hyper[0], decay = hyper[1], c1 = (double)a->c1, c2 = (double)a->c2;
     double scale = c->in[5] ? c->in[5]->d[0] : 1;
     for (int64_t i = 0; i < w->count; i++) {
         double x = w->d[i], gi = scale * g->d[i];
         if (!isnan(scale)) {
-            m->d[i] = b1 * m->d[i] + (1 - b1) * gi;
-            v->d[i] = b2 * v->d[i] + (1 - b2) * gi * gi;
+            m->d[i] += c1 * (gi - m->d[i]);
+            v->d[i] = (double)a->beta2 * v->d[i] + c2 * gi * gi;
             x -= lr * decay * x;
             x -= lr * (m->d[i] / hyper[2]) / (sqrt(v->d[i] / hyper[3]) + (double)a->eps);
         }
@@ -68,24 +68,24 @@ bool sample_adamw(int k, struct op_sample *s)
     static const struct {
         int64_t n;
         int step;
-        float beta1, beta2, eps;
+        double beta1, beta2, eps;
         double lr, decay, scale;
     } cases[] = {
-        {1, 1, 0.9f, 0.999f, 1e-8f, 1e-3, 0, NO_SCALE},
-        {7, 1, 0.9f, 0.999f, 1e-8f, 1e-1, 0.1, 1},
-        {8, 2, 0.9f, 0.95f, 1e-6f, 1e-2, 0, 0.5},
-        {31, 3, 0, 0.99f, 1e-8f, 1e-2, 0.5, NO_SCALE},
-        {64, 10, 0.8f, 0.9f, 0.25f, 0.5, 0.01, 0.1},
-        {0, 1, 0.9f, 0.999f, 1e-8f, 1e-3, 0, 1},
-        {65, 7, 0.9f, 0.999f, 1e-8f, 0, 0.3, 1},
-        {130, 5, 0.9f, 0.999f, 1e-8f, 1e-2, 0.1, NAN},
-        {1000, 100, 0.9f, 0.999f, 1e-8f, 2e-4, 0.01, 0.3},
-        {257, 2, 0.5f, 0.5f, 1e-3f, 0.2, 0.2, 1},
-        {4099, 20, 0.9f, 0.98f, 1e-9f, 1e-2, 0, NO_SCALE},
-        {70001, 3, 0.9f, 0.999f, 1e-8f, 1e-2, 0.1, 0.7},
+        {1, 1, 0.9, 0.999, 1e-8, 1e-3, 0, NO_SCALE},
+        {7, 1, 0.9, 0.999, 1e-8, 1e-1, 0.1, 1},
+        {8, 2, 0.9, 0.95, 1e-6, 1e-2, 0, 0.5},
+        {31, 3, 0, 0.99, 1e-8, 1e-2, 0.5, NO_SCALE},
+        {64, 10, 0.8, 0.9, 0.25, 0.5, 0.01, 0.1},
+        {0, 1, 0.9, 0.999, 1e-8, 1e-3, 0, 1},
+        {65, 7, 0.9, 0.999, 1e-8, 0, 0.3, 1},
+        {130, 5, 0.9, 0.999, 1e-8, 1e-2, 0.1, NAN},
+        {1000, 100, 0.9, 0.999, 1e-8, 2e-4, 0.01, 0.3},
+        {257, 2, 0.5, 0.5, 1e-3, 0.2, 0.2, 1},
+        {4099, 20, 0.9, 0.98, 1e-9, 1e-2, 0, NO_SCALE},
+        {70001, 3, 0.9, 0.999, 1e-8, 1e-2, 0.1, 0.7},
     };
     if (k >= REF_LEN(cases)) return false;
-    struct attrs_adamw a = {cases[k].beta1, cases[k].beta2, cases[k].eps, 0};
+    struct attrs_adamw a = attrs_adamw(cases[k].beta1, cases[k].beta2, cases[k].eps, 0);
     sample_attrs(s, &a, sizeof a);
     for (int i = 0; i < 4; i++) sample_normal(s, i, DT_F32, DIMS(cases[k].n));
     for (int64_t i = 0; i < s->in[3].count; i++) s->in[3].d[i] = fabs(s->in[3].d[i]);
@@ -93,8 +93,8 @@ bool sample_adamw(int k, struct op_sample *s)
     if (s->err.code) return true;
     hyper->d[0] = ref_round(DT_F32, cases[k].lr);
     hyper->d[1] = ref_round(DT_F32, cases[k].decay);
-    hyper->d[2] = ref_round(DT_F32, 1 - pow((double)a.beta1, cases[k].step));
-    hyper->d[3] = ref_round(DT_F32, 1 - pow((double)a.beta2, cases[k].step));
+    hyper->d[2] = ref_round(DT_F32, 1 - pow(cases[k].beta1, cases[k].step));
+    hyper->d[3] = ref_round(DT_F32, 1 - pow(cases[k].beta2, cases[k].step));
     if (cases[k].scale != NO_SCALE) sample_scalar(s, 5, cases[k].scale);
     s->state = 1 | 4 | 8;
     return true;
