@@ -21,16 +21,27 @@ static int reserve(struct batch *b, int64_t positions, struct err *e)
     return 0;
 }
 
+/* The document at [from, to) of a row that begins at `at` in the batch. */
+static void fill_document(struct batch *b, int64_t at, int64_t from, int64_t to)
+{
+    for (int64_t t = from; t < to; t++) {
+        b->pos[at + t] = (int32_t)(t - from);
+        b->range[2 * (at + t)] = (int32_t)from;
+        b->range[2 * (at + t) + 1] = (int32_t)t + 1;
+    }
+}
+
 static void fill_row(struct batch *b, int64_t row, const struct example *x)
 {
-    int64_t at = row * b->T;
+    const int64_t whole[] = {0, x->n}, *start = x->start ? x->start : whole;
+    int64_t at = row * b->T, docs = x->start ? x->docs : 1;
     memcpy(b->ids + at, x->ids, (size_t)x->n * sizeof *b->ids);
-    for (int64_t t = 0; t < x->n; t++) {
-        bool loss = t + 1 < x->n && x->trained[t + 1];
-        if (loss) b->target[at + t] = x->ids[t + 1];
-        b->trained += loss;
-        b->pos[at + t] = (int32_t)t;
-        b->range[2 * (at + t) + 1] = (int32_t)t + 1;
+    for (int64_t k = 0; k < docs; k++)
+        fill_document(b, at, start[k] - start[0], start[k + 1] - start[0]);
+    for (int64_t t = 0; t + 1 < x->n; t++) {
+        if (!x->trained[t + 1]) continue;
+        b->target[at + t] = x->ids[t + 1];
+        b->trained++;
     }
     b->tokens += x->n;
 }

@@ -3,18 +3,22 @@
 #include "engine/base/mem.h"
 #include "engine/base/rng.h"
 #include "engine/data/encode.h"
+#include "engine/data/pack.h"
 
 #include <math.h>
 #include <string.h>
 
-/* All rows end to end: row i is [start[i], start[i + 1]) of ids and trained. */
+/* All documents end to end: document i is [start[i], start[i + 1]) of ids and trained. Packed row k
+ * is the documents [first[k], first[k + 1]); before packing each is a row. */
 struct dataset {
     int32_t *ids;
     uint8_t *trained;
     int64_t *start;        /* [n + 1] */
     int64_t n;
+    int64_t *first;        /* [rows + 1], or NULL */
+    int64_t rows;
     int64_t cap_tokens, cap_rows;
-    int64_t truncated, skipped;
+    int64_t truncated, cut, skipped;
 };
 
 void dataset_free(struct dataset *d)
@@ -23,6 +27,7 @@ void dataset_free(struct dataset *d)
     mem_free(d->ids);
     mem_free(d->trained);
     mem_free(d->start);
+    mem_free(d->first);
     mem_free(d);
 }
 
@@ -78,6 +83,7 @@ static int add(struct dataset *d, const struct encoding *x, int64_t max_length, 
     int64_t n = x->ids.n < max_length ? x->ids.n : max_length, at = d->start[d->n], loss = 0;
     if (reserve(d, d->n + 1, at + n, e)) return -1;
     d->truncated += n < x->ids.n;
+    d->cut += x->ids.n - n;
     for (int64_t i = 0; i < n; i++) {
         d->ids[at + i] = x->ids.v[i];
         d->trained[at + i] = i > 0 && x->trained.v[i] != 0; /* nothing predicts token 0 */
@@ -142,13 +148,25 @@ struct dataset *dataset_open(const char *path, const struct tok *t,
 
 int64_t dataset_count(const struct dataset *d)
 {
+    return d->first ? d->rows : d->n;
+}
+
+int64_t dataset_documents(const struct dataset *d)
+{
     return d->n;
 }
 
 struct example dataset_get(const struct dataset *d, int64_t i)
 {
-    int64_t at = d->start[i];
-    return (struct example){d->ids + at, d->trained + at, d->start[i + 1] - at};
+    int64_t from = d->first ? d->first[i] : i, to = d->first ? d->first[i + 1] : i + 1;
+    int64_t at = d->start[from];
+    return (struct example){d->ids + at, d->trained + at, d->start[to] - at, d->start + from,
+                            to - from};
+}
+
+int64_t dataset_cut_tokens(const struct dataset *d)
+{
+    return d->cut;
 }
 
 int64_t dataset_truncated(const struct dataset *d)
@@ -190,6 +208,10 @@ struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed,
     struct dataset *to = NULL;
     uint8_t *taken = NULL;
     int64_t n = d->n, tokens = 0;
+    if (d->first) {
+        err_set(e, E_BUG, "packed rows are not split");
+        return NULL;
+    }
     if (!(fraction > 0 && fraction < 1)) {
         err_set(e, E_RANGE, "the fraction to split off is %g; it must be between 0 and 1",
                 fraction);
@@ -213,4 +235,45 @@ struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed,
     if (to) move_rows(d, to, taken);
     mem_free(taken);
     return to;
+}
+
+static int copy_packed(struct dataset *to, const struct dataset *d, const struct pack *p,
+                       struct err *e)
+{
+    if (reserve(to, d->n, d->start[d->n], e)) return -1;
+    for (int64_t i = 0; i < d->n; i++) {
+        int64_t from = d->start[p->doc[i]], n = d->start[p->doc[i] + 1] - from;
+        append(to, d->ids + from, d->trained + from, n);
+    }
+    return 0;
+}
+
+int dataset_pack(struct dataset *d, int64_t max_length, uint64_t seed, struct err *e)
+{
+    struct dataset *to = NULL;
+    struct pack p = {0};
+    int rc = -1;
+    if (d->first || d->n < 1) return err_set(e, E_BUG, "there is nothing to pack");
+    int64_t *length = mem_array(d->n, sizeof *length, e);
+    if (!length) return -1;
+    for (int64_t i = 0; i < d->n; i++) length[i] = d->start[i + 1] - d->start[i];
+    if (pack_make(&p, length, d->n, max_length, seed, e) || !(to = empty(e)) ||
+        copy_packed(to, d, &p, e))
+        goto out;
+    /* The new arrays take the place of the old ones, which go with `to`. */
+    struct dataset old = *d;
+    *d = *to;
+    d->truncated = old.truncated;
+    d->cut = old.cut;
+    d->skipped = old.skipped;
+    d->rows = p.rows;
+    d->first = p.first;
+    p.first = NULL;
+    *to = old;
+    rc = 0;
+out:
+    dataset_free(to);
+    pack_clear(&p);
+    mem_free(length);
+    return rc;
 }

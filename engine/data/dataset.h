@@ -35,10 +35,15 @@ struct dataset_options {
     int32_t eos;                 /* -1: none is appended */
 };
 
+/* One row of a batch: a document, or several packed end to end that do not see each other. */
 struct example {
     const int32_t *ids;     /* [n] */
-    const uint8_t *trained; /* [n] 1: predicting this token carries loss (never for token 0) */
+    const uint8_t *trained; /* [n] 1: predicting this token carries loss (never for the first of a
+                               document) */
     int64_t n;
+    const int64_t *start;   /* [docs + 1] document k is [start[k], start[k + 1]) - start[0]; NULL:
+                               one document */
+    int64_t docs;
 };
 
 struct dataset;
@@ -47,23 +52,29 @@ struct dataset;
 struct dataset *dataset_open(const char *path, const struct tok *t,
                              const struct dataset_options *o, struct err *e);
 void dataset_free(struct dataset *d);
-int64_t dataset_count(const struct dataset *d);
+int64_t dataset_count(const struct dataset *d);     /* rows to train on */
+int64_t dataset_documents(const struct dataset *d); /* rows of the file that are in them */
 struct example dataset_get(const struct dataset *d, int64_t i);
-int64_t dataset_truncated(const struct dataset *d);
+int64_t dataset_truncated(const struct dataset *d); /* rows of the file that were cut */
+int64_t dataset_cut_tokens(const struct dataset *d); /* what was cut off them */
 int64_t dataset_skipped(const struct dataset *d);
 int64_t dataset_tokens(const struct dataset *d);
 /* Takes the last round(n * fraction) (at least 1, at most n-1) rows of the order
  * rng_permute(seed, RNG_SPLIT as epoch, n) out of d into a new dataset; file order is kept. The
  * counts of cut and skipped rows stay with d, which is untouched on failure. */
 struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed, struct err *e);
+/* Puts the documents into as few rows of at most max_length tokens as pack.h finds; each keeps its
+ * positions and sees itself alone. d is untouched on failure. Not twice, and after any split. */
+int dataset_pack(struct dataset *d, int64_t max_length, uint64_t seed, struct err *e);
 
-/* One micro-batch, right-padded. B rows, T = longest row rounded up to a multiple of 8. */
+/* One micro-batch, right-padded. B rows, T = longest row rounded up to a multiple of 8. A document
+ * that begins at o has position t - o and the keys [o, t+1) at t. */
 struct batch {
     int64_t B, T;
     int32_t *ids;    /* [B,T] 0 in the padding */
     int32_t *target; /* [B,T] token that position t predicts (ids[t+1]) or -1 */
     int32_t *pos;    /* [B,T] */
-    int32_t *range;  /* [B,T,2] keys attended: [0,t+1), empty in the padding */
+    int32_t *range;  /* [B,T,2] keys attended, empty in the padding */
     int64_t trained; /* targets >= 0 */
     int64_t tokens;  /* without padding */
     int64_t cap;     /* B*T that fits without growing */

@@ -82,8 +82,9 @@ static int load_data(struct run *r, struct err *e)
         }
         if (!(r->valid = dataset_split(r->train, split, r->job.seed, e))) return -1;
     }
-    if (dataset_count(r->train) > 0) return 0;
-    err_set(e, E_ARG, "no row has a token to train on");
+    if (settings_bool(r->job.settings, "packing"))
+        return dataset_pack(r->train, r->max_length, r->job.seed, e);
+    return 0;
 bad_training:
     err_param(e, "training_file");
     return err_wrap(e, "training file");

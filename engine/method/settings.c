@@ -41,6 +41,9 @@ static const char shared[] =
 " \"max_length\": {\"type\": \"integer\", \"minimum\": 0, \"maximum\": 1048576, \"default\": 0,"
 "  \"description\": \"Tokens per row, longer rows are cut; 0: the model's maximum, at most"
 " 1024.\"},"
+" \"packing\": {\"type\": \"boolean\", \"default\": false,"
+"  \"description\": \"Several rows of the file share one row of a batch without seeing each other:"
+" less padding, fewer and larger steps.\"},"
 " \"validation_split\": {\"type\": \"number\", \"minimum\": 0, \"maximum\": 0.5, \"default\": 0,"
 "  \"description\": \"Part of the training rows kept for validation if there is no validation"
 " file.\"},"
@@ -296,6 +299,11 @@ double settings_real(const json_t *s, const char *key)
 int64_t settings_int(const json_t *s, const char *key)
 {
     return json_integer_value(json_object_get(s, key));
+}
+
+bool settings_bool(const json_t *s, const char *key)
+{
+    return json_is_true(json_object_get(s, key));
 }
 
 const char *settings_str(const json_t *s, const char *key)
