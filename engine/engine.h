@@ -98,6 +98,13 @@ json_t *engine_check_model(const char *dir, struct err *e);
  * NULL only if the check itself could not be done. */
 json_t *engine_check_file(const char *path, const char *kind, struct err *e);
 
+/* How the rows of a data set become tokens for a model. ask: {"model": folder, "rows": how many are
+ * shown (0..100; 0: none, and the whole file is read and counted), "max_length" (0: the model's, at
+ * most 1024), "chat_template" (a name, "none" or "auto")}, all but model optional. The answer is
+ * dataset_preview's: a report as of engine_check_file, counts, and the rows asked for in "data".
+ * Errors that name a field of ask are the caller's. */
+json_t *engine_preview(const char *path, const json_t *ask, struct err *e);
+
 /* A token source for prompts: greedy if temperature is 0. Returns the text after the prompt.
  * Loads model (and adapter folder, may be NULL) for this one call. mem_free the result. */
 struct engine_generate {

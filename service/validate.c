@@ -25,8 +25,9 @@ enum {
     INPUT_FD = 3,
     REPORT_MAX = 8 << 20,
     PLAN_MAX = 4 << 20,
-    CPU_BASE_S = 60, /* and 1 s for every 10 MB */
+    CPU_BASE_S = 60, /* and 1 s for every 10 MB, of a preview every MB */
     CPU_BYTES_PER_S = 10000000,
+    CPU_TOKENS_BYTES_PER_S = 1000000,
     WALL_EXTRA_S = 30
 };
 static const int64_t MEMORY_BASE = 1LL << 30; /* and as much as the file, which may be mapped */
@@ -53,9 +54,10 @@ static int64_t input_bytes(int fd)
     return sum;
 }
 
-static int64_t cpu_seconds(int64_t bytes)
+static int64_t cpu_seconds(const char *kind, int64_t bytes)
 {
-    return CPU_BASE_S + bytes / CPU_BYTES_PER_S;
+    bool tokens = str_eq(kind, "preview");
+    return CPU_BASE_S + bytes / (tokens ? CPU_TOKENS_BYTES_PER_S : CPU_BYTES_PER_S);
 }
 
 /* ---- the child ---- */
@@ -75,16 +77,22 @@ enum { LIMIT_MEMORY = 0 };
 enum { LIMIT_MEMORY = 1 };
 #endif
 
-static int confine(int64_t bytes)
+static int confine(const char *kind, int64_t bytes)
 {
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0) ||
            limit(RLIMIT_CORE, 0) || limit(RLIMIT_FSIZE, REPORT_MAX) ||
-           limit(RLIMIT_NOFILE, 64) || limit(RLIMIT_CPU, cpu_seconds(bytes)) ||
+           limit(RLIMIT_NOFILE, 64) || limit(RLIMIT_CPU, cpu_seconds(kind, bytes)) ||
            (LIMIT_MEMORY && limit(RLIMIT_AS, MEMORY_BASE + bytes));
 }
 
-static json_t *examine(const char *kind, struct err *e)
+static json_t *examine(const char *kind, const char *asked, struct err *e)
 {
+    if (str_eq(kind, "preview")) {
+        json_t *ask = jx_parse(asked, strlen(asked), e);
+        json_t *seen = ask ? engine_preview(input_path, ask, e) : NULL;
+        json_decref(ask);
+        return seen;
+    }
     if (str_eq(kind, "model")) return engine_check_model(input_path, e);
     if (!str_eq(kind, "plan")) return engine_check_file(input_path, kind, e);
     json_t *job = jx_load_file(input_path, PLAN_MAX, e);
@@ -97,8 +105,8 @@ int validate_main(int argc, char **argv)
 {
     struct err e = ERR_INIT, bad = ERR_INIT;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody reads the report of a dead server's child */
-    if (argc != 3 || confine(input_bytes(INPUT_FD))) return EXIT_TRANSIENT;
-    json_t *report = examine(argv[2], &e);
+    if (argc < 3 || argc > 4 || confine(argv[2], input_bytes(INPUT_FD))) return EXIT_TRANSIENT;
+    json_t *report = examine(argv[2], argc == 4 ? argv[3] : "{}", &e);
     json_t *out = report ? jx_pack(&bad, "{s:o}", "report", report)
                          : jx_pack(&bad, "{s:{s:i, s:s, s:s}}", "error", "code", (int)e.code,
                                    "message", e.msg, "param", e.param);
@@ -133,9 +141,10 @@ static void become_child(int input, int out, char *const argv[], char *const env
     _exit(127);
 }
 
-static int start(struct child *c, const char *kind, int input, struct err *e)
+static int start(struct child *c, const char *kind, const char *asked, int input, struct err *e)
 {
-    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)kind, NULL};
+    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)kind,
+                    (char *)(uintptr_t)asked, NULL};
     /* The linear algebra library would start a thread per core, each with its own memory. */
     char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1", NULL};
     int fd[2];
@@ -227,14 +236,15 @@ static json_t *answer(const struct buf *b, struct err *e)
     return report;
 }
 
-static json_t *run(const char *kind, int input, struct err *e)
+/* asked: one more argument, or NULL. */
+static json_t *run(const char *kind, const char *asked, int input, struct err *e)
 {
     struct child c = {.out = -1};
     struct buf b;
     json_t *report = NULL;
     int status = 0;
-    int64_t cpu_s = cpu_seconds(input_bytes(input));
-    if (start(&c, kind, input, e)) return NULL;
+    int64_t cpu_s = cpu_seconds(kind, input_bytes(input));
+    if (start(&c, kind, asked, input, e)) return NULL;
     buf_init(&b, REPORT_MAX);
     int rc = collect(&c, &b, clock_boot_ms() + (cpu_s + WALL_EXTRA_S) * 1000, e);
     if (rc) kill(c.pid, SIGKILL);
@@ -249,7 +259,7 @@ static json_t *run(const char *kind, int input, struct err *e)
 json_t *validate_file(const char *path, const char *kind, struct err *e)
 {
     int fd = fs_open(path, O_RDONLY, 0, e);
-    json_t *report = fd < 0 ? NULL : run(kind, fd, e);
+    json_t *report = fd < 0 ? NULL : run(kind, NULL, fd, e);
     fs_close(fd);
     return report;
 }
@@ -257,7 +267,7 @@ json_t *validate_file(const char *path, const char *kind, struct err *e)
 json_t *validate_model(const char *dir, struct err *e)
 {
     int fd = fs_open(dir, O_RDONLY | O_DIRECTORY, 0, e);
-    json_t *report = fd < 0 ? NULL : run("model", fd, e);
+    json_t *report = fd < 0 ? NULL : run("model", NULL, fd, e);
     fs_close(fd);
     return report;
 }
@@ -268,8 +278,18 @@ json_t *validate_plan(const json_t *job, struct err *e)
     char *text = jx_dump(job, e);
     int fd = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
     if (text && fd < 0) err_sys(e, "cannot make a file in memory");
-    if (fd >= 0 && !fs_write_all(fd, text, strlen(text), e)) plan = run("plan", fd, e);
+    if (fd >= 0 && !fs_write_all(fd, text, strlen(text), e)) plan = run("plan", NULL, fd, e);
     fs_close(fd);
     mem_free(text);
     return plan;
+}
+
+json_t *validate_preview(const char *path, const json_t *ask, struct err *e)
+{
+    char *text = jx_dump(ask, e);
+    int fd = text ? fs_open(path, O_RDONLY, 0, e) : -1;
+    json_t *seen = fd < 0 ? NULL : run("preview", text, fd, e);
+    fs_close(fd);
+    mem_free(text);
+    return seen;
 }

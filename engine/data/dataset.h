@@ -20,20 +20,29 @@
 #include <jansson.h>
 #include <stdint.h>
 
+struct dataset_options {
+    int64_t max_length;          /* tokens, >= 2 */
+    enum chat_template chat;     /* CHAT_NONE: "messages" rows are refused with what to set */
+    int32_t eos;                 /* -1: none is appended */
+};
+
 /* Every problem of a file at once, the first 50 in full (engine_check_file's report):
  * {"ok", "format": a name of rows_shape_name | null, "container": "jsonl" | "csv", "rows",
  *  "problems": [{"line", "column", "field", "reason"}], "more"}, of shape "label" also "labels".
  * Lines and columns (bytes) count from 1; field is "" for a row as a whole. NULL only if the file
  * cannot be read. Needs no tokenizer, and memory for the longest line only. */
 json_t *dataset_check(const char *path, struct err *e);
+/* The same through a tokenizer: what a row cannot say in it is a problem too. An error that names a
+ * parameter is the caller's. Reads the first `show` rows that can be trained on, or, with 0, all.
+ *   + "max_seq_length", "chat_template" (null: none), "num_tokens", "num_trained_tokens",
+ *     "longest", "rows_truncated", "tokens_truncated", "rows_skipped"
+ *   + if show > 0: "data": [{"line", "tokens" (as the vocabulary writes them), "ids", "labels"
+ *     (-100: not trained), "trained_spans": [[from, to)], "num_tokens", "num_trained_tokens",
+ *     "truncated"}] */
+json_t *dataset_preview(const char *path, const struct tok *t, const struct dataset_options *o,
+                        int64_t show, struct err *e);
 /* Whether the rows are conversations, by the first that has a shape. */
 int dataset_is_chat(const char *path, bool *yes, struct err *e);
-
-struct dataset_options {
-    int64_t max_length;          /* tokens, >= 2 */
-    enum chat_template chat;     /* CHAT_NONE: "messages" rows are refused with what to set */
-    int32_t eos;                 /* -1: none is appended */
-};
 
 /* One row of a batch: a document, or several packed end to end that do not see each other. */
 struct example {

@@ -67,6 +67,12 @@ static int play(const char *kind)
                   getenv("GRAFT_TEST_SECRET") ? "true" : "false") < 0;
 }
 
+static int getchar_of(int fd)
+{
+    unsigned char c = 0;
+    return read(fd, &c, 1) == 1 ? c : -1;
+}
+
 /* ---- the tests ---- */
 
 static json_t *run(const char *kind, enum errc code)
@@ -166,15 +172,34 @@ static int tear_down(void **state)
     return unlink(path);
 }
 
+static void a_preview_gets_the_file_and_what_is_asked(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    json_t *ask = json_pack("{s:s, s:i}", "model", "/a \"b\"", "rows", 3);
+    json_t *v = validate_preview(path, ask, &e);
+    assert_non_null(v);
+    assert_true(json_equal(json_object_get(v, "ask"), ask));
+    assert_int_equal(json_integer_value(json_object_get(v, "first")), 'h');
+    json_decref(v);
+    assert_null(validate_preview("/proc/nonexistent", ask, &e));
+    assert_int_equal(e.code, E_NOTFOUND);
+    json_decref(ask);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 4 && str_eq(argv[1], "worker")) return play(argv[3]);
+    /* A preview: what was asked, and the first byte of the file. */
+    if (argc == 5 && str_eq(argv[3], "preview"))
+        return printf("{\"report\": {\"ask\": %s, \"first\": %d}}", argv[4], getchar_of(3)) < 0;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_crash_is_a_fault_of_the_file),
         cmocka_unit_test(a_limit_that_is_hit_is_told),
         cmocka_unit_test(a_child_that_makes_no_sense_is_our_fault),
         cmocka_unit_test(its_error_arrives_without_its_private_names),
         cmocka_unit_test(it_sees_the_file_and_nothing_else),
+        cmocka_unit_test(a_preview_gets_the_file_and_what_is_asked),
         cmocka_unit_test(checks_run_side_by_side),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
