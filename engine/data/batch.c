@@ -1,5 +1,6 @@
 #include "engine/base/mem.h"
 #include "engine/data/dataset.h"
+#include "engine/data/labelled.h"
 
 #include <string.h>
 
@@ -87,6 +88,34 @@ int batch_fill(struct batch *b, const struct dataset *d, const int64_t *index, i
         struct example x = dataset_get(d, index[i]);
         fill_row(b, i, &x);
     }
+    return 0;
+}
+
+int labelled_fill(struct batch *b, const struct labelled *d, const int64_t *index, int64_t n,
+                  struct err *e)
+{
+    int64_t longest = 1, len;
+    int32_t class;
+    if (n < 1) return err_set(e, E_BUG, "a batch needs at least one row");
+    for (int64_t i = 0; i < n; i++) {
+        if (index[i] < 0 || index[i] >= labelled_count(d))
+            return err_set(e, E_BUG, "there is no row %lld", (long long)index[i]);
+        labelled_get(d, index[i], &len, &class);
+        if (len > longest) longest = len;
+    }
+    if (start(b, n, longest, e)) return -1;
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t *ids = labelled_get(d, index[i], &len, &class);
+        int64_t at = i * b->T;
+        memcpy(b->ids + at, ids, (size_t)len * sizeof *ids);
+        for (int64_t t = 0; t < len; t++) {
+            b->pos[at + t] = (int32_t)t;
+            b->range[2 * (at + t) + 1] = (int32_t)len;
+        }
+        b->target[i] = class;
+        b->tokens += len;
+    }
+    b->trained = n;
     return 0;
 }
 

@@ -1,11 +1,12 @@
 /* Encodes, decodes and templates with graft's tokeniser what Python sends, for a comparison there.
  *
- * usage: tok_dump FILE encode|special|decode|skip|chat|check|bench
+ * usage: tok_dump FILE encode|special|decode|skip|chat|pair|check|bench
  * stdin: records of a 32-bit length and as many bytes, little-endian as everything here.
  *   encode, special  a text           -> a list of ids (special: with the post-processor)
  *   decode, skip     ids (int32)      -> a text (skip: without special tokens)
  *   chat             JSON {"template", "messages", "generation", "tools"?}
  *                                     -> ids, then trained flags
+ *   pair             JSON {"a", "b"?, "max"} -> ids of both, cut to max
  *   check            (no records)     -> nothing; exit 0 if FILE is accepted
  *   detect           (no records)     -> the name of the chat template of the folder FILE
  *   bench            texts            -> on stdout one line: bytes per second of a single thread
@@ -16,6 +17,7 @@
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
+#include "engine/data/labelled.h"
 #include "engine/tok/chat.h"
 #include "engine/tok/tok.h"
 
@@ -87,6 +89,20 @@ out:
     return rc;
 }
 
+static int pair(const struct tok *t, const char *json, size_t n, struct ids *out, struct err *e)
+{
+    json_t *root = jx_parse(json, n, e);
+    const char *a, *b = NULL;
+    int64_t max;
+    bool cut;
+    int rc = -1;
+    if (root && !jx_str(root, "a", &a, e) && !jx_opt_str(root, "b", &b, e) &&
+        !jx_int64(root, "max", 1, 1 << 20, &max, e))
+        rc = labelled_encode(t, a, b, max, out, &cut, e);
+    json_decref(root);
+    return rc;
+}
+
 static void answer(const struct tok *t, const char *mode, const char *data, uint32_t n)
 {
     struct err e = ERR_INIT;
@@ -101,6 +117,9 @@ static void answer(const struct tok *t, const char *mode, const char *data, uint
         rc = chat(t, data, n, &out, &trained, &e);
         if (!rc) write_ids(&out);
         if (!rc) write_ids(&trained);
+    } else if (str_eq(mode, "pair")) {
+        rc = pair(t, data, n, &out, &e);
+        if (!rc) write_ids(&out);
     } else {
         rc = tok_encode(t, data, n, str_eq(mode, "special"), &out, &e);
         if (!rc) write_ids(&out);
