@@ -30,7 +30,7 @@ enum {
     CPU_TOKENS_BYTES_PER_S = 1000000,
     WALL_EXTRA_S = 30
 };
-static const int64_t MEMORY_BASE = 1LL << 30; /* and as much as the file, which may be mapped */
+static const int64_t MEMORY_BASE = 1LL << 30; /* and as much as is read, which may be mapped */
 static const char input_path[] = "/proc/self/fd/3";
 
 /* The size that sets the limits; a folder counts as the sum of its files. */
@@ -105,8 +105,10 @@ int validate_main(int argc, char **argv)
 {
     struct err e = ERR_INIT, bad = ERR_INIT;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody reads the report of a dead server's child */
-    if (argc < 3 || argc > 4 || confine(argv[2], input_bytes(INPUT_FD))) return EXIT_TRANSIENT;
-    json_t *report = examine(argv[2], argc == 4 ? argv[3] : "{}", &e);
+    int64_t bytes;
+    if (argc < 4 || argc > 5 || !str_int64(argv[3], &bytes) || confine(argv[2], bytes))
+        return EXIT_TRANSIENT;
+    json_t *report = examine(argv[2], argc == 5 ? argv[4] : "{}", &e);
     json_t *out = report ? jx_pack(&bad, "{s:o}", "report", report)
                          : jx_pack(&bad, "{s:{s:i, s:s, s:s}}", "error", "code", (int)e.code,
                                    "message", e.msg, "param", e.param);
@@ -122,6 +124,13 @@ int validate_main(int argc, char **argv)
 struct child {
     pid_t pid;
     int out; /* reading end of its standard output */
+};
+
+struct order {
+    const char *kind;
+    const char *asked; /* one more argument, or NULL */
+    int input;         /* becomes INPUT_FD */
+    int64_t bytes;     /* of all that is read: sets the limits */
 };
 
 /* Only async-signal-safe calls between fork and exec: other threads may hold any lock. */
@@ -141,16 +150,18 @@ static void become_child(int input, int out, char *const argv[], char *const env
     _exit(127);
 }
 
-static int start(struct child *c, const char *kind, const char *asked, int input, struct err *e)
+static int start(struct child *c, const struct order *o, struct err *e)
 {
-    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)kind,
-                    (char *)(uintptr_t)asked, NULL};
+    char bytes[32];
+    snprintf(bytes, sizeof bytes, "%lld", (long long)o->bytes);
+    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)o->kind, bytes,
+                    (char *)(uintptr_t)o->asked, NULL};
     /* The linear algebra library would start a thread per core, each with its own memory. */
     char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1", NULL};
     int fd[2];
     if (pipe2(fd, O_CLOEXEC)) return err_sys(e, "cannot make a pipe");
     c->pid = fork();
-    if (c->pid == 0) become_child(input, fd[1], argv, env);
+    if (c->pid == 0) become_child(o->input, fd[1], argv, env);
     fs_close(fd[1]);
     if (c->pid < 0) {
         err_sys(e, "cannot start a process");
@@ -236,15 +247,14 @@ static json_t *answer(const struct buf *b, struct err *e)
     return report;
 }
 
-/* asked: one more argument, or NULL. */
-static json_t *run(const char *kind, const char *asked, int input, struct err *e)
+static json_t *run(const struct order *o, struct err *e)
 {
     struct child c = {.out = -1};
     struct buf b;
     json_t *report = NULL;
     int status = 0;
-    int64_t cpu_s = cpu_seconds(kind, input_bytes(input));
-    if (start(&c, kind, asked, input, e)) return NULL;
+    int64_t cpu_s = cpu_seconds(o->kind, o->bytes);
+    if (start(&c, o, e)) return NULL;
     buf_init(&b, REPORT_MAX);
     int rc = collect(&c, &b, clock_boot_ms() + (cpu_s + WALL_EXTRA_S) * 1000, e);
     if (rc) kill(c.pid, SIGKILL);
@@ -259,7 +269,8 @@ static json_t *run(const char *kind, const char *asked, int input, struct err *e
 json_t *validate_file(const char *path, const char *kind, struct err *e)
 {
     int fd = fs_open(path, O_RDONLY, 0, e);
-    json_t *report = fd < 0 ? NULL : run(kind, NULL, fd, e);
+    const struct order o = {.kind = kind, .input = fd, .bytes = input_bytes(fd)};
+    json_t *report = fd < 0 ? NULL : run(&o, e);
     fs_close(fd);
     return report;
 }
@@ -267,9 +278,20 @@ json_t *validate_file(const char *path, const char *kind, struct err *e)
 json_t *validate_model(const char *dir, struct err *e)
 {
     int fd = fs_open(dir, O_RDONLY | O_DIRECTORY, 0, e);
-    json_t *report = fd < 0 ? NULL : run("model", NULL, fd, e);
+    const struct order o = {.kind = "model", .input = fd, .bytes = input_bytes(fd)};
+    json_t *report = fd < 0 ? NULL : run(&o, e);
     fs_close(fd);
     return report;
+}
+
+/* The size of what a job names, 0 for what is not there: the plan itself says that. */
+static int64_t bytes_of(const json_t *path)
+{
+    struct err ignored;
+    int fd = json_is_string(path) ? fs_open(json_string_value(path), O_RDONLY, 0, &ignored) : -1;
+    int64_t n = fd < 0 ? 0 : input_bytes(fd);
+    fs_close(fd);
+    return n;
 }
 
 json_t *validate_plan(const json_t *job, struct err *e)
@@ -277,8 +299,12 @@ json_t *validate_plan(const json_t *job, struct err *e)
     json_t *plan = NULL;
     char *text = jx_dump(job, e);
     int fd = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
+    struct order o = {.kind = "plan", .input = fd,
+                      .bytes = bytes_of(json_object_get(json_object_get(job, "model"), "path"))};
+    /* Every token of the data is kept, in 5 bytes, and twice while they are packed. */
+    o.bytes += 12 * bytes_of(json_object_get(job, "training_file"));
     if (text && fd < 0) err_sys(e, "cannot make a file in memory");
-    if (fd >= 0 && !fs_write_all(fd, text, strlen(text), e)) plan = run("plan", NULL, fd, e);
+    if (fd >= 0 && !fs_write_all(fd, text, strlen(text), e)) plan = run(&o, e);
     fs_close(fd);
     mem_free(text);
     return plan;
@@ -288,7 +314,9 @@ json_t *validate_preview(const char *path, const json_t *ask, struct err *e)
 {
     char *text = jx_dump(ask, e);
     int fd = text ? fs_open(path, O_RDONLY, 0, e) : -1;
-    json_t *seen = fd < 0 ? NULL : run("preview", text, fd, e);
+    const struct order o = {.kind = "preview", .asked = text, .input = fd,
+                            .bytes = input_bytes(fd)};
+    json_t *seen = fd < 0 ? NULL : run(&o, e);
     fs_close(fd);
     mem_free(text);
     return seen;

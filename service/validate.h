@@ -1,7 +1,7 @@
 /* validate.h: untrusted files are parsed in a process of their own.
  *
- * The server runs `graft worker --validate KIND` on itself with the file as read-only descriptor
- * 3 and reads one JSON report from the child's standard output. The child has limits on memory,
+ * The server runs `graft worker --validate KIND BYTES` on itself with the file as read-only
+ * descriptor 3 and reads one JSON report from the child's standard output. The child has limits on memory,
  * CPU time, file size and descriptors and cannot gain privileges; if it crashes or runs into a
  * limit, that is a fault of the file, told to its owner. Any thread may call; calls run side by
  * side. Contracts of the four are those of engine.h's functions of the same names.
@@ -18,8 +18,8 @@ json_t *validate_model(const char *dir, struct err *e);
 json_t *validate_plan(const json_t *job, struct err *e);
 json_t *validate_preview(const char *path, const json_t *ask, struct err *e);
 
-/* The child: argv is {"worker", "--validate", KIND}, of a preview also what is asked.
- * Returns the process exit code. */
+/* The child: argv is {"worker", "--validate", KIND, BYTES}, of a preview also what is
+ * asked. Returns the process exit code. */
 int validate_main(int argc, char **argv);
 
 #endif

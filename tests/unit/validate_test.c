@@ -187,12 +187,34 @@ static void a_preview_gets_the_file_and_what_is_asked(void **state)
     json_decref(ask);
 }
 
+/* The job alone is small: the child maps the weights and keeps the tokens. */
+static void the_limits_of_a_plan_count_what_the_job_names(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    char big[64];
+    snprintf(big, sizeof big, "%s.big", path);
+    int fd = open(big, O_CREAT | O_WRONLY, 0600);
+    assert_int_equal(ftruncate(fd, 3LL << 30), 0);
+    close(fd);
+    json_t *job = json_pack("{s:{s:s}, s:s}", "model", "path", big, "training_file", path);
+    json_t *v = validate_plan(job, &e);
+    assert_non_null(v);
+    json_int_t bytes = json_integer_value(json_object_get(v, "bytes"));
+    unlink(big);
+    assert_true(bytes > 3LL << 30 && bytes < (3LL << 30) + 4096);
+    json_decref(v);
+    json_decref(job);
+}
+
 int main(int argc, char **argv)
 {
-    if (argc == 4 && str_eq(argv[1], "worker")) return play(argv[3]);
+    if (argc == 5 && str_eq(argv[3], "plan"))
+        return printf("{\"report\": {\"bytes\": %s}}", argv[4]) < 0;
+    if (argc == 5 && str_eq(argv[1], "worker")) return play(argv[3]);
     /* A preview: what was asked, and the first byte of the file. */
-    if (argc == 5 && str_eq(argv[3], "preview"))
-        return printf("{\"report\": {\"ask\": %s, \"first\": %d}}", argv[4], getchar_of(3)) < 0;
+    if (argc == 6 && str_eq(argv[3], "preview"))
+        return printf("{\"report\": {\"ask\": %s, \"first\": %d}}", argv[5], getchar_of(3)) < 0;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_crash_is_a_fault_of_the_file),
         cmocka_unit_test(a_limit_that_is_hit_is_told),
@@ -200,6 +222,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(its_error_arrives_without_its_private_names),
         cmocka_unit_test(it_sees_the_file_and_nothing_else),
         cmocka_unit_test(a_preview_gets_the_file_and_what_is_asked),
+        cmocka_unit_test(the_limits_of_a_plan_count_what_the_job_names),
         cmocka_unit_test(checks_run_side_by_side),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
