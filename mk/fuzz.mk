@@ -5,11 +5,27 @@ FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 MIN      ?= 1
 
 # Each rule fills $(FUZZ_B)/corpus-NAME, which grows from run to run.
-.PHONY: fuzz fuzz-run seeds_tok
+.PHONY: fuzz fuzz-run seeds_tok seeds_rows
 seeds_tok:
 	@mkdir -p $(FUZZ_B)/corpus-tok
 	@for f in tests/unit/golden/tok_*.json; do \
 	  { cat $$f; printf '\0na\303\257ve fox <s>12345\n'; } >$(FUZZ_B)/corpus-tok/$$(basename $$f); done
+
+define FUZZ_ROWS
+text,label
+"a ""b""
+c",1
+{"prompt":"p","completion":"c","id":7}
+{"messages":[{"role":"user","content":"q"},{"role":"assistant","tool_calls":[{"type":"function",$\
+"function":{"name":"f","arguments":"{\\"a\\":1}"}}],"weight":1}],"tools":[]}
+{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}],"system":"s"}
+{"instruction":"i","input":"x","output":"o","history":[]}
+endef
+export FUZZ_ROWS
+seeds_rows:
+	@mkdir -p $(FUZZ_B)/corpus-rows
+	@echo "$$FUZZ_ROWS" | head -n 3 >$(FUZZ_B)/corpus-rows/csv
+	@for i in 4 5 6 7; do echo "$$FUZZ_ROWS" | sed -n "$${i}p" >$(FUZZ_B)/corpus-rows/jsonl$$i; done
 
 fuzz:
 	$(MAKE) B=$(FUZZ_B) CC=clang SAN="$(FUZZ_SAN) -fsanitize=fuzzer-no-link" fuzz-run

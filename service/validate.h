@@ -1,9 +1,9 @@
 /* validate.h: untrusted files are parsed in a process of their own.
  *
  * The server runs `graft worker --validate KIND BYTES` on itself with the file as read-only
- * descriptor 3 and reads one JSON report from the child's standard output. The child has limits on memory,
- * CPU time, file size and descriptors and cannot gain privileges; if it crashes or runs into a
- * limit, that is a fault of the file, told to its owner. Any thread may call; calls run side by
+ * descriptor 3 and reads one JSON report from the child's standard output. The child has limits on
+ * memory, CPU time, file size and descriptors and cannot gain privileges; if it crashes or meets
+ * a limit, that is a fault of the file, told to its owner. Any thread may call; calls run side by
  * side. Contracts of the four are those of engine.h's functions of the same names.
  */
 #ifndef GRAFT_VALIDATE_H
