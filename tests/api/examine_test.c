@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static struct server server;
 
@@ -263,6 +264,37 @@ static void looking_leaves_nothing_behind(void **state)
     assert_int_equal(server_count_files(&server, "spool"), 0);
 }
 
+/* A CSV file, its rows packed, with the count of what was cut in the events. */
+static void a_csv_file_trains_with_its_rows_packed(void **state)
+{
+    (void)state;
+    static const char rows[] = "prompt,completion\na,b\nc,\"d\ne\"\nfg,h\n\"i,\",j\nk,"
+                               "0123456789012345678901234567890123456789012345678901234567890123\n";
+    char id[64], job[64], body[512], path[128], status[32] = "";
+    server_upload_ok(&server, "fine-tune", "rows.csv", rows, sizeof rows - 1, id);
+    snprintf(body, sizeof body, "{" MODEL ", \"training_file\": \"%s\", \"method\": {\"type\": "
+             "\"lora\", \"lora\": {\"hyperparameters\": {\"n_epochs\": 1, \"batch_size\": 4, "
+             "\"max_length\": 32, \"packing\": true}}}}", id);
+    struct answer a = server_post(&server, "/v1/fine_tuning/jobs", body);
+    expect(&a, 200);
+    snprintf(job, sizeof job, "%s", answer_str(&a, "id"));
+    answer_clear(&a);
+    snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s", job);
+    for (int i = 0; i < 1500 && strcmp(status, "succeeded") && strcmp(status, "failed"); i++) {
+        usleep(20000);
+        a = server_get(&server, path);
+        snprintf(status, sizeof status, "%s", answer_str(&a, "status"));
+        answer_clear(&a);
+    }
+    assert_string_equal(status, "succeeded");
+    snprintf(path, sizeof path, "/v1/fine_tuning/jobs/%s/events?limit=100", job);
+    a = server_get(&server, path);
+    /* 66 tokens of which 32 stay; the other rows have 3, 5, 4 and 4. */
+    assert_non_null(strstr(a.body, "\"rows\":5,\"packed_rows\":2"));
+    assert_non_null(strstr(a.body, "1 rows were cut at 32 tokens, which lost 34"));
+    answer_clear(&a);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -274,6 +306,7 @@ int main(void)
         cmocka_unit_test(conversations_need_a_template_and_show_its_spans),
         cmocka_unit_test(what_cannot_be_asked_is_refused_by_field),
         cmocka_unit_test(looking_leaves_nothing_behind),
+        cmocka_unit_test(a_csv_file_trains_with_its_rows_packed),
     };
     return cmocka_run_group_tests_name("examine", tests, set_up, tear_down);
 }
