@@ -14,7 +14,9 @@
  *    "training_file": "/abs/file.jsonl",
  *    "validation_file": null,           or a path; null: settings.validation_split decides
  *    "result_id": "default/name",       hub id of the merged result; the adapter is <id>-adapter
- *    "threads": 0}                      0: as many as the machine allows
+ *    "threads": 0,                      0: as many as the machine allows
+ *    "device": "auto",                  "cpu", "cuda", or a GPU if there is one; may be left out
+ *    "precision": "f32"}                or "bf16", of activations, on a GPU; may be left out
  *
  * Layout of a job folder (design section 2):
  *   job.json  attempts/<n>/{events.jsonl,metrics.jsonl,log.txt,exit.json,checkpoints/step-N/}
@@ -72,9 +74,16 @@ struct engine_hooks {
 enum engine_exit engine_run(const char *dir, int attempt, const struct engine_hooks *hooks,
                             struct err *e);
 
-/* What it would take, without running: {"peak_bytes", "bytes": {weights, trainable, gradients,
- * moments, activations, workspace}, "flops_per_step", "steps", "result_bytes"}. */
-json_t *engine_plan(const json_t *job, struct err *e);
+/* What it would take, without running:
+ *   "peak_bytes"        of the whole process, and its parts: "bytes": {"process", "weights",
+ *                       "trainable", "gradients", "moments", "activations", "workspace", "finish"}
+ *   "fits"              into "free_bytes" of "memory_bytes"; if not, "advice": what to change
+ *   "recompute"         the policy it would take
+ *   "flops_per_step", "seconds_per_step", "seconds" (of the job, without samples and export),
+ *   "steps", "rows", "parameters", "trainable_parameters"
+ *   "result_bytes"      and "results": {"adapter"?, "merged", "checkpoint"} on disk
+ * Seconds come from a measurement of this device, kept in cache_dir/profile.json. */
+json_t *engine_plan(const json_t *job, const char *cache_dir, struct err *e);
 
 /* [{"name", "title", "paper", "kind", "inputs": [...], "schema": {JSON Schema}}], per method. */
 json_t *engine_methods(struct err *e);

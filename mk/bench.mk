@@ -1,11 +1,13 @@
-# make bench: speed of the kernels, and of whole parts, against what else could be used.
-# Each tests/bench/NAME.c is a program that prints lines
-#   bench <name> graft=<x> peer=<y> ratio=<z> unit=<u>
-BENCH_BIN := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/*.c))
+# make bench [NAME=part of a name]: speed of kernels and of whole jobs against what else could be
+# used. Each tests/bench/bench_*.c is a program; the other sources there are what they share.
+# They print lines   bench <name> graft=<x> peer=<y> ratio=<z> unit=<u>   (tests/bench/README.md)
+BENCH_BIN := $(patsubst %.c,$(B)/%,$(wildcard tests/bench/bench_*.c))
+BENCH_OBJ := $(patsubst %.c,$(B)/%.o,$(filter-out tests/bench/bench_%.c,$(wildcard tests/bench/*.c)))
 
-$(BENCH_BIN): $(B)/%: $(B)/%.o $(B)/libengine.a
+$(BENCH_BIN): $(B)/%: $(B)/%.o $(BENCH_OBJ) $(B)/libengine.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 .PHONY: bench
 bench: $(BENCH_BIN)
-	@for b in $(BENCH_BIN); do echo "# $$b $(BENCH_ARGS)"; $$b $(BENCH_ARGS) || exit 1; done
+	@export PYTHON=$(PYTHON) BENCH_COMMIT=$$(git rev-parse --short HEAD 2>/dev/null); \
+	for b in $(BENCH_BIN); do echo "# $$(basename $$b)"; $$b $(NAME) || exit 1; done

@@ -3,7 +3,7 @@
 CPU_KERNELS := $(wildcard engine/cpu/k_*.c) engine/cpu/gemm.c engine/cpu/cpu_table.c
 CPU_LEVELS := avx2 avx512
 CPU_FLAGS_avx2 := -mavx2 -mfma
-CPU_FLAGS_avx512 := $(CPU_FLAGS_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl \
+CPU_FLAGS_avx512 := $(CPU_FLAGS_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprfchw \
                     -mprefer-vector-width=512
 CPU_LEVEL_OBJ := $(foreach l,$(CPU_LEVELS),$(CPU_KERNELS:%.c=$(B)/%.$l.o))
 

@@ -27,6 +27,7 @@ struct device_ops {
     int (*write)(struct exec *x, void *to, const void *from, size_t bytes, struct err *e);
     int (*read)(struct exec *x, void *to, const void *from, size_t bytes, struct err *e);
     int (*sync)(struct exec *x, struct err *e);
+    void (*memory)(struct exec *x, int64_t *free, int64_t *total); /* bytes of the device */
     /* Around the steps of one phase. key names all that they depend on besides the contents of
      * memory, the seed and rng_step; 0: runs once. *replayed: begin has already run them, as
      * recorded under the same key. end is called whenever begin has returned 0 without that;
@@ -48,5 +49,9 @@ struct device {
     op_ws_fn ws;                  /* NULL: as asked */
     unsigned dtypes;              /* bit per dtype that its kernels compute in besides f32 */
 };
+
+/* engine/cuda: workspaces of its kernels, for plans without a device at hand (op_ws_fn). */
+int64_t cuda_ws(int op, const void *attrs, const struct tensor *const *in,
+                const struct tensor *const *out, int64_t asked);
 
 #endif

@@ -214,25 +214,30 @@ int exec_bind(struct exec *x, const struct plan *p, struct err *e)
     return 0;
 }
 
-/* The tensor, after checking that it exists and has `bytes` bytes. */
-static const struct tensor *transfer(const struct exec *x, int id, size_t bytes, struct err *e)
+/* The tensor, after checking that it exists. */
+static const struct tensor *transfer(const struct exec *x, int id, struct err *e)
 {
     const struct tape *t = x->plan ? x->plan->tape : NULL;
-    if (!t || id < 0 || id >= t->ntensors) {
-        err_set(e, E_BUG, "there is no tensor %d in the bound plan", id);
-        return NULL;
-    }
-    const struct tensor *tensor = &t->tensors[id];
-    size_t size = (size_t)tensor->count * dtype_size(tensor->dtype);
-    if (bytes == size) return tensor;
-    err_set(e, E_BUG, "%s has %zu bytes, not %zu", tensor->name, size, bytes);
+    if (t && id >= 0 && id < t->ntensors) return &t->tensors[id];
+    err_set(e, E_BUG, "there is no tensor %d in the bound plan", id);
     return NULL;
+}
+
+static size_t tensor_bytes(const struct tensor *t)
+{
+    return (size_t)t->count * dtype_size(t->dtype);
+}
+
+static int wrong_size(const struct tensor *t, size_t bytes, struct err *e)
+{
+    return err_set(e, E_BUG, "%s has %zu bytes, not %zu", t->name, tensor_bytes(t), bytes);
 }
 
 int exec_write(struct exec *x, int tensor, const void *from, size_t bytes, struct err *e)
 {
-    const struct tensor *t = transfer(x, tensor, bytes, e);
+    const struct tensor *t = transfer(x, tensor, e);
     if (!t) return -1;
+    if (bytes != tensor_bytes(t)) return wrong_size(t, bytes, e);
     int root = tape_root(x->plan->tape, tensor);
     const struct tensor *owner = &x->plan->tape->tensors[root];
     if (owner->param ? owner->param->kind == PARAM_FROZEN : !(owner->flags & TENSOR_INPUT))
@@ -243,16 +248,33 @@ int exec_write(struct exec *x, int tensor, const void *from, size_t bytes, struc
     return to ? exec_put(x, to, from, bytes, e) : 0;
 }
 
+/* n floats from the n bf16 that lie in the upper half of their place. */
+static void widen(void *place, int64_t n)
+{
+    char *p = place;
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t half;
+        memcpy(&half, p + 2 * (n + i), sizeof half);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(p + 4 * i, &bits, sizeof bits);
+    }
+}
+
 int exec_read(struct exec *x, int tensor, void *to, size_t bytes, struct err *e)
 {
-    const struct tensor *t = transfer(x, tensor, bytes, e);
+    const struct tensor *t = transfer(x, tensor, e);
     if (!t) return -1;
+    size_t size = tensor_bytes(t);
+    bool wide = t->dtype == DT_BF16 && bytes == 2 * size;
+    if (bytes != size && !wide) return wrong_size(t, bytes, e);
     const struct tensor *owner = &x->plan->tape->tensors[tape_root(x->plan->tape, tensor)];
     void *from;
     if (address(x, x->plan, tensor, &from, e)) return -1;
     if (!from || (!owner->param && !(owner->flags & TENSOR_OUTPUT)))
         return err_set(e, E_BUG, "%s is not kept for the host to read", t->name);
-    return exec_get(x, to, from, bytes, e);
+    if (exec_get(x, (char *)to + (wide ? size : 0), from, size, e)) return -1;
+    if (wide) widen(to, t->count);
+    return 0;
 }
 
 /* ---- run ----------------------------------------------------------------------------------- */
@@ -311,12 +333,14 @@ static int check_step(struct exec *x, int index, struct err *e)
     int node = x->plan->steps[index].node;
     const struct op_info *op = &op_table[x->plan->tape->nodes[node].op];
     const struct step *s = &x->steps[index];
+    char where[NODE_TEXT];
     for (int k = 0; k < NODE_OUT; k++) {
         int64_t at = -1;
         if (!s->out[k]) continue;
         if (inspect(x, s->out[k], s->tout[k], op->flags & F_NEGINF, &at, e)) return -1;
         if (at < 0) continue;
-        return err_set(e, E_NUMERIC, "%s (node %d) gave %g at element %lld of %s", op->name, node,
+        return err_set(e, E_NUMERIC, "%s gave %g at element %lld of %s",
+                       tape_where(x->plan->tape, node, where),
                        (double)value_at(x, s->out[k], s->tout[k]->dtype, at), (long long)at,
                        s->tout[k]->name);
     }
@@ -329,10 +353,11 @@ static int run_step(struct exec *x, int index, int micro, struct err *e)
     struct step *s = &x->steps[index];
     int node = x->plan->steps[index].node;
     const struct node *n = &x->plan->tape->nodes[node];
+    char where[NODE_TEXT];
     s->accum = n->accum | (micro > 0 ? n->accum_later : 0u);
     if (x->poison && poison(x, s, e)) return -1;
     if (d->table[n->op](s, x, e) || (x->trace && d->ops && d->ops->sync(x, e)))
-        return err_wrap(e, "%s (node %d)", op_table[n->op].name, node);
+        return err_wrap(e, "%s", tape_where(x->plan->tape, node, where));
     return x->check ? check_step(x, index, e) : 0;
 }
 
@@ -367,6 +392,7 @@ int exec_call(struct exec *x, int op, const struct step *s, struct err *e)
 {
     const struct device_ops *ops = x->device->ops;
     bool replayed = false;
+    unbind(x);
     if (ops && ops->begin(x, 0, &replayed, e)) return -1;
     int rc = x->device->table[op](s, x, e);
     struct err late = ERR_INIT;

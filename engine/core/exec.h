@@ -54,11 +54,15 @@ struct exec {
 /* d: borrowed. */
 struct exec *exec_new(const struct device *d, int threads, struct err *e);
 struct exec *exec_new_cpu(int threads, struct err *e); /* engine/cpu */
+/* engine/cuda: on the first GPU that the driver shows. E_DEVICE, with the reason, where there is no
+ * CUDA library, no driver or no GPU that can be used. */
+struct exec *exec_new_cuda(int threads, struct err *e);
 void exec_free(struct exec *x);
 /* Afterwards the contents of the step buffer are undefined. On failure nothing is bound. */
 int exec_bind(struct exec *x, const struct plan *p, struct err *e);
-/* Copies between the host and a tensor of the bound plan. bytes must be the tensor's size. An
- * input for which the plan has no use may be written all the same: it is dropped. */
+/* Copies between the host and a tensor of the bound plan. bytes must be the tensor's size, or, to
+ * read a bf16 tensor as f32, twice that. An input for which the plan has no use may be written all
+ * the same: it is dropped. */
 int exec_write(struct exec *x, int tensor, const void *from, size_t bytes, struct err *e);
 int exec_read(struct exec *x, int tensor, void *to, size_t bytes, struct err *e);
 /* micro: number of the micro-batch inside this optimiser step; 0 overwrites, later ones add. */
@@ -71,7 +75,7 @@ int exec_push(struct exec *x, const struct params *ps, struct err *e);
 void exec_forget(struct exec *x, const struct params *ps);
 int64_t exec_mirror_bytes(const struct exec *x); /* of all copies on the device */
 
-/* One kernel by itself, outside of any plan, and memory for it (tests). Addresses in *s are the
+/* One kernel by itself, with no plan bound any more, and memory for it (tests). Addresses in *s are the
  * device's, and it is done when this returns. */
 int exec_call(struct exec *x, int op, const struct step *s, struct err *e);
 int exec_alloc(struct exec *x, size_t bytes, void **p, struct err *e);

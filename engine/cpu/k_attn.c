@@ -58,8 +58,11 @@ static float softmax_row(float *p, struct span cols, struct span u, float *max, 
     for (int64_t j = cols.lo; j < cols.hi; j += VEC) top = vec_max(top, vec_load(p + j));
     now = vec_top(top);
     if (now < old) now = old;
-    for (int64_t j = cols.lo; j < cols.hi; j++) p[j] = mx_exp(p[j] - now);
-    for (int64_t j = cols.lo; j < cols.hi; j += VEC) sum += vec_load(p + j);
+    for (int64_t j = cols.lo; j < cols.hi; j += VEC) {
+        vec x = vec_exp(vec_load(p + j) - vec_set(now));
+        vec_store(p + j, x);
+        sum += x;
+    }
     *max = now;
     *shrink = now > old ? mx_exp(old - now) : 1;
     return vec_sum(sum);

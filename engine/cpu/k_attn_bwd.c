@@ -18,7 +18,7 @@ struct pair {
     float *yp;               /* rows of queries packed */
 };
 
-enum { PAIRS = 16 }; /* (batch, group) pairs that are enough tasks */
+enum { PAIRS = 8 }; /* (batch, group) pairs that are enough tasks */
 
 static struct pair pair_of(const struct attn *a, int thread)
 {
@@ -58,8 +58,11 @@ static bool pair_strip(const struct pair *x, int64_t i, int64_t n, struct span *
         attn_add_bias(a, x->h, x->t0 + r, x->k0, own, p);
         for (int64_t j = cols->lo; j < own.lo; j++) p[j] = -INFINITY;
         for (int64_t j = own.hi; j < cols->hi; j++) p[j] = -INFINITY;
-        for (int64_t j = cols->lo; j < cols->hi; j++) p[j] = mx_exp(p[j] - lse);
-        for (int64_t j = cols->lo; j < cols->hi; j++) ds[j] = p[j] * (ds[j] - delta);
+        for (int64_t j = cols->lo; j < cols->hi; j += VEC) {
+            vec prob = vec_exp(vec_load(p + j) - vec_set(lse));
+            vec_store(p + j, prob);
+            vec_store(ds + j, prob * (vec_load(ds + j) - vec_set(delta)));
+        }
     }
     return true;
 }

@@ -14,7 +14,13 @@
 
 #include <string.h>
 
-enum { TILE = 128, SLICE = 256 };
+enum {
+    TILE = 256,   /* rows at most, half of it for large vocabularies: each tile packs all of w,
+                   * twice, and its logits take memory */
+    EVEN = 4,     /* more than one tile are a multiple of so many: 2 or 4 threads end together */
+    SLICE = 256,
+    LARGE_V = 65536,
+};
 
 struct tally {
     double loss, hits;
@@ -179,15 +185,17 @@ int cpu_linear_ce(const struct step *s, struct exec *x, struct err *e)
     int slots = pool_threads(x->pool);
     struct ce c = {.s = s, .N = s->tin[0]->shape[0], .C = s->tin[0]->shape[1],
                    .V = s->tin[1]->shape[0], .weight = *(const float *)s->in[3]};
-    c.tile = min64(TILE, c.N);
+    int64_t most = c.V > LARGE_V ? TILE / 2 : TILE, round = most * EVEN;
+    c.tile = min64(most, c.N);
     c.slot_floats = (GEMM_SCRATCH + c.tile * (c.V + 2 * c.C) + 63) / 64 * 64;
     c.tally = (struct tally *)((float *)s->ws + slots * c.slot_floats);
-    int32_t *row = (int32_t *)(c.tally + tiles(c.N, TILE));
+    int32_t *row = (int32_t *)(c.tally + tiles(c.N, round) * EVEN);
     if ((char *)(row + c.N) > (char *)s->ws + s->ws_bytes)
         return err_set(e, E_BUG, "linear_ce: workspace of %lld bytes is too small",
                        (long long)s->ws_bytes);
     c.row = row;
     if (list_rows(&c, row, e)) return -1;
+    if (c.nrow > most) c.tile = tiles(c.nrow, tiles(c.nrow, round) * EVEN);
     c.ntiles = c.nrow ? tiles(c.nrow, c.tile) : 0;
     if (!s->out[2]) pool_run(x->pool, c.ntiles, ce_tile, &c);
     else if (!c.ntiles && !accumulates(s, 2)) pool_run(x->pool, tiles(c.V, SLICE), zero_piece, &c);

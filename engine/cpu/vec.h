@@ -5,6 +5,8 @@
 #ifndef GRAFT_VEC_H
 #define GRAFT_VEC_H
 
+#include "engine/op/mathx.h"
+
 #include <stdint.h>
 #include <string.h>
 
@@ -50,6 +52,16 @@ VFN vec vec_fma(vec a, vec b, vec c)
 #endif
 }
 
+/* The same of one lane. */
+VFN float one_fma(float a, float b, float c)
+{
+#ifdef __FMA__
+    return fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* The larger of each pair; b where either is NaN. */
 VFN vec vec_max(vec a, vec b)
 {
@@ -63,23 +75,56 @@ VFN vec vec_max(vec a, vec b)
 #endif
 }
 
+/* e^x, lane by lane: a loop of fixed length becomes straight vector code. */
+VFN vec vec_exp(vec x)
+{
+    float lane[VEC];
+    vec_store(lane, x);
+    for (int i = 0; i < VEC; i++) lane[i] = mx_exp(lane[i]);
+    return vec_load(lane);
+}
+
+typedef float vec8 __attribute__((vector_size(32)));
+typedef float vec4 __attribute__((vector_size(16)));
+
+VFN vec8 vec8_max(vec8 a, vec8 b)
+{
+#ifdef __AVX2__
+    return (vec8)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    for (int i = 0; i < 8; i++) b[i] = a[i] > b[i] ? a[i] : b[i];
+    return b;
+#endif
+}
+
+/* Halves of a vector, combined by `op`, until eight lanes are left. */
+#if defined(__AVX512F__)
+#define VEC_FOLD8(v, op) op(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), \
+                            __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15))
+#else
+#define VEC_FOLD8(v, op) (v)
+#endif
+
+VFN vec8 vec8_add(vec8 a, vec8 b)
+{
+    return a + b;
+}
+
 /* Sum of the lanes in a fixed order. */
 VFN float vec_sum(vec v)
 {
-    float lane[VEC];
-    vec_store(lane, v);
-    for (int n = VEC / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] += lane[i + n];
-    return lane[0];
+    vec8 e = VEC_FOLD8(v, vec8_add);
+    vec4 f = __builtin_shufflevector(e, e, 0, 1, 2, 3) + __builtin_shufflevector(e, e, 4, 5, 6, 7);
+    f += __builtin_shufflevector(f, f, 2, 3, 0, 1);
+    return f[0] + f[1];
 }
 
 VFN float vec_top(vec v)
 {
-    float lane[VEC];
-    vec_store(lane, v);
-    for (int n = VEC / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
-    return lane[0];
+    vec8 e = VEC_FOLD8(v, vec8_max);
+    e = vec8_max(e, __builtin_shufflevector(e, e, 4, 5, 6, 7, 0, 1, 2, 3));
+    e = vec8_max(e, __builtin_shufflevector(e, e, 2, 3, 0, 1, 6, 7, 4, 5));
+    return e[0] > e[1] ? e[0] : e[1];
 }
 
 /* Sum of a[i] b[i] in four chains of vectors: fast, and more exact than one chain. */
@@ -100,8 +145,6 @@ VFN float vec_dot(const float *a, const float *b, int64_t n)
 }
 
 /* Eight rows of eight: out[i] holds element i of each in[]. */
-typedef float vec8 __attribute__((vector_size(32)));
-
 VFN void vec_transpose8(const vec8 in[8], vec8 out[8])
 {
     vec8 a[8], b[8];

@@ -46,7 +46,7 @@ CU_FN struct span attn_range(const struct attn *a, int64_t b, int64_t t)
     return lo < hi ? span{lo, hi} : span{0, 0};
 }
 
-/* The union over queries [t0, t0 + n), n <= ATTN_TILE. To be called by whole warps. */
+/* The union over queries [t0, t0 + n). To be called by whole warps. */
 CU_FN struct span attn_hull(const struct attn *a, int64_t b, int64_t t0, int n)
 {
     struct span u = {INT32_MAX, 0};
@@ -69,16 +69,16 @@ struct attn_tile {
     int n;
 };
 
-/* Of queries: those that see most under a causal mask come first. */
-CU_FN struct attn_tile attn_queries(const struct attn *a)
+/* Of `high` queries: those that see most under a causal mask come first. */
+CU_FN struct attn_tile attn_queries(const struct attn *a, int high)
 {
     const int64_t heads = a->B * a->H, bh = blockIdx.x % heads;
     struct attn_tile t;
     t.b = bh / a->H;
     t.h = bh % a->H;
     t.g = t.h / (a->H / a->G);
-    t.at = ((a->T - 1) / ATTN_TILE - blockIdx.x / heads) * ATTN_TILE;
-    t.n = (int)min((int64_t)ATTN_TILE, a->T - t.at);
+    t.at = ((a->T - 1) / high - blockIdx.x / heads) * high;
+    t.n = (int)min((int64_t)high, a->T - t.at);
     return t;
 }
 

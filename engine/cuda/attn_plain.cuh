@@ -69,6 +69,7 @@ CU_FN void plain_products(float s[4][4], struct mat<T> a, struct mat<T> b, int64
         plain_load(m->a, a, d, D);
         plain_load(m->b, b, d, D);
         __syncthreads();
+        CU_UNROLL4
         for (int c = 0; c < PLAIN_CHUNK; c++) {
             float x[4], y[4];
             for (int i = 0; i < 4; i++) x[i] = m->a[plain_row(i)][c];
@@ -97,6 +98,7 @@ CU_FN void plain_mix(float o[4][DP / 16], struct mat<T> v, int64_t D, struct pla
         __syncthreads();
         plain_load(m->b, v, c * PLAIN_CHUNK, D);
         __syncthreads();
+        CU_UNROLL4
         for (int k = 0; k < ATTN_TILE; k++) {
             float lo = m->b[k][plain_column(0)], hi = m->b[k][plain_column(1)];
             for (int i = 0; i < 4; i++) {

@@ -21,12 +21,4 @@ struct cuda_library {
     int (*open)(struct exec *x, struct err *e); /* fills exec.state; on failure it holds nothing */
 };
 
-/* The first GPU that the driver shows. E_DEVICE, with the reason, where there is no library, no
- * driver or no GPU that it can use. */
-struct exec *exec_new_cuda(int threads, struct err *e);
-
-/* Workspace of CUDA kernels where it is not what op_info.cost asks for (op_ws_fn). */
-int64_t cuda_ws(int op, const void *attrs, const struct tensor *const *in,
-                const struct tensor *const *out, int64_t asked);
-
 #endif

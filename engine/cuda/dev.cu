@@ -76,6 +76,14 @@ static void dev_free(struct exec *x, void *p)
     if (p) cu_note(x, "cudaFree", cudaFree(p));
 }
 
+static void dev_memory(struct exec *x, int64_t *free_bytes, int64_t *total)
+{
+    size_t left = 0, all = 0;
+    cu_note(x, "cudaMemGetInfo", cudaMemGetInfo(&left, &all));
+    *free_bytes = (int64_t)left;
+    *total = (int64_t)all;
+}
+
 static int dev_sync(struct exec *x, struct err *e)
 {
     return done(x, "the last operations", cudaStreamSynchronize(state_of(x)->stream), e);
@@ -109,25 +117,31 @@ static int dev_write(struct exec *x, void *to, const void *from, size_t bytes, s
     return 0;
 }
 
+/* Results of steps that met a bad index are not given out. */
+static int report_fault(struct exec *x, struct err *e)
+{
+    struct cu_state *s = state_of(x);
+    cu_note(x, "cudaMemsetAsync", cudaMemsetAsync(s->fault, 0, sizeof *s->fault, s->stream));
+    return err_set(e, E_RANGE, "an index, a target or an attention range in the data is out of "
+                   "bounds");
+}
+
 static int dev_read(struct exec *x, void *to, const void *from, size_t bytes, struct err *e)
 {
     struct cu_state *s = state_of(x);
+    const char *what = "a copy from the GPU";
     while (bytes > 0) {
         if (s->used == STATE_HALF && next_half(x, e)) return -1;
         size_t n = (size_t)min64((int64_t)bytes, (int64_t)(STATE_HALF - s->used));
         unsigned char *at = s->half[s->now] + s->used;
-        if (done(x, "a copy from the GPU",
-                 cudaMemcpyAsync(at, from, n, cudaMemcpyDeviceToHost, s->stream), e) ||
-            done(x, "a copy from the GPU",
-                 cudaMemcpyAsync(s->fault_seen, s->fault, sizeof *s->fault,
-                                 cudaMemcpyDeviceToHost, s->stream), e) ||
+        if (done(x, what, cudaMemcpyAsync(at, from, n, cudaMemcpyDeviceToHost, s->stream), e) ||
+            done(x, what, cudaMemcpyAsync(s->fault_seen, s->fault, sizeof *s->fault,
+                                          cudaMemcpyDeviceToHost, s->stream), e) ||
             dev_sync(x, e))
             return -1;
+        if (*s->fault_seen) return report_fault(x, e);
         memcpy(to, at, n);
         s->used = 0; /* nothing travels any more */
-        if (*s->fault_seen)
-            return err_set(e, E_ARG, "an index in the data (a token, a position, a row) is out of "
-                           "bounds");
         to = (char *)to + n;
         from = (const char *)from + n;
         bytes -= n;
@@ -321,7 +335,7 @@ fail:
 }
 
 static const struct device_ops dev_ops = {
-    dev_alloc, dev_free, dev_write, dev_read,    dev_sync,
+    dev_alloc, dev_free, dev_write, dev_read,    dev_sync,  dev_memory,
     dev_begin, dev_end,  dev_fill,  dev_inspect, dev_close,
 };
 

@@ -33,7 +33,7 @@ template <typename T, int DP>
 CU_KERNEL void __launch_bounds__(PLAIN_THREADS, 1) forward_kernel(struct attn a)
 {
     CU_ARRAY(struct plain, m, [1]);
-    const struct attn_tile t = attn_queries(&a);
+    const struct attn_tile t = attn_queries(&a, ATTN_TILE);
     const int64_t ldq = a.H * a.D, ldk = a.G * a.D;
     const struct mat<T> q = {(const T *)a.q + attn_q_at(&a, t.b, t.at, t.h), ldq, t.n};
     const struct span all = attn_hull(&a, t.b, t.at, ATTN_TILE);
@@ -61,10 +61,10 @@ CU_KERNEL void __launch_bounds__(PLAIN_THREADS, 1) forward_kernel(struct attn a)
     }
     for (int i = 0; i < 4; i++) {
         if (plain_row(i) >= t.n) continue;
-        const int64_t to = attn_q_at(&a, t.b, t.at + plain_row(i), t.h);
+        const int64_t head = (t.b * a.T + t.at + plain_row(i)) * a.H + t.h;
         const float k = sum[i] > 0 ? 1.0f / sum[i] : sum[i]; /* NaN stays */
-        if (a.o) plain_store<T, DP>(o[i], k, (T *)a.o + to, a.D);
-        if (a.lse_out && plain_column(0) == 0) a.lse_out[to / a.D] = top[i] + logf(sum[i]);
+        if (a.o) plain_store<T, DP>(o[i], k, (T *)a.o + head * a.D, a.D);
+        if (a.lse_out && plain_column(0) == 0) a.lse_out[head] = top[i] + logf(sum[i]);
     }
 }
 

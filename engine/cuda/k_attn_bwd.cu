@@ -51,7 +51,7 @@ template <typename T, int DP>
 CU_KERNEL void __launch_bounds__(PLAIN_THREADS, 1) dq_kernel(struct attn a)
 {
     CU_ARRAY(struct plain, m, [1]);
-    const struct attn_tile t = attn_queries(&a);
+    const struct attn_tile t = attn_queries(&a, ATTN_TILE);
     const int64_t ldq = a.H * a.D, ldk = a.G * a.D, at = attn_q_at(&a, t.b, t.at, t.h);
     const struct mat<T> q = {(const T *)a.q + at, ldq, t.n}, dy = {(const T *)a.dy + at, ldq, t.n};
     const struct span all = attn_hull(&a, t.b, t.at, ATTN_TILE);

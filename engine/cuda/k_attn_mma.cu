@@ -1,16 +1,16 @@
 /* Attention in bf16 on tensor cores: products in bf16 with f32 sums, softmax in f32.
  *
- * A block is four warps with 16 rows each of its own tile (queries; for dk and dv keys) and goes
+ * A block is four warps with 16 RT rows each of its own tile (queries; for dk and dv keys) and goes
  * through the other side by tiles of BN rows. Tiles lie in shared memory as rows of DP elements,
  * zeros behind column D, in chunks of 16 bytes whose number is XORed with the row's: so eight rows
  * of one column lie in eight different banks. Results stay in registers as cu_mma_bf16 leaves them:
- * lane 4 g + q of a warp has rows g and g + 8, columns 2 q, 2 q + 1 of each eight.
+ * lane 4 g + q of a warp has rows g and g + 8 of each 16, columns 2 q, 2 q + 1 of each eight.
  *
- * For heads wider than 64 the backward kernels take half as many rows at a time: their two score
- * tiles, two results and four operand tiles then still fit into registers and 48 KiB. */
+ * RT and BN are what fits into registers and 48 KiB: more rows per warp mean fewer reads of the
+ * other side's tile for each product, which is what bounds these kernels. */
 #include "engine/cuda/attn.cuh"
 
-enum { THREADS = 128, STRIP = 16 }; /* rows of a warp */
+enum { WARPS_OF_TILE = 4, THREADS = 32 * WARPS_OF_TILE };
 
 #define LOG2E 1.44269504088896341f
 
@@ -58,56 +58,62 @@ template <int DP> CU_FN const half *right_at(half *tile, int row, int k)
 
 /* ---- products ---- */
 
-/* s = rows of a times the BN rows of b, over DP columns. */
-template <int DP, int BN>
-CU_FN void scores(float s[BN / 8][4], half *a, int row, half *b)
+/* s = the warp's rows of a times the BN rows of b, over DP columns. */
+template <int DP, int BN, int RT>
+CU_FN void scores(float s[RT][BN / 8][4], half *a, half *b)
 {
+    const int row = (int)threadIdx.x / 32 * 16 * RT;
     CU_UNROLL
-    for (int n = 0; n < BN / 8; n++)
-        for (int i = 0; i < 4; i++) s[n][i] = 0;
+    for (int i = 0; i < RT * BN / 8 * 4; i++) s[i / (BN / 2)][i / 4 % (BN / 8)][i % 4] = 0;
     CU_UNROLL
     for (int k = 0; k < DP / 16; k++) {
-        uint32_t x[4], y[4];
-        cu_ldmatrix4(x, left_at<DP>(a, row, k));
+        uint32_t x[RT][4], y[4];
+        CU_UNROLL
+        for (int m = 0; m < RT; m++) cu_ldmatrix4(x[m], left_at<DP>(a, row + 16 * m, k));
         CU_UNROLL
         for (int n = 0; n < BN / 16; n++) {
             cu_ldmatrix4(y, right_at<DP>(b, 16 * n, k));
-            cu_mma_bf16(s[2 * n], x, y);
-            cu_mma_bf16(s[2 * n + 1], x, y + 2);
+            CU_UNROLL
+            for (int m = 0; m < RT; m++) {
+                cu_mma_bf16(s[m][2 * n], x[m], y);
+                cu_mma_bf16(s[m][2 * n + 1], x[m], y + 2);
+            }
         }
     }
 }
 
 /* o += s v, v a tile of BN rows. */
-template <int DP, int BN>
-CU_FN void mix(float o[DP / 8][4], const float s[BN / 8][4], half *v)
+template <int DP, int BN, int RT>
+CU_FN void mix(float o[RT][DP / 8][4], const float s[RT][BN / 8][4], half *v)
 {
     CU_UNROLL
     for (int k = 0; k < BN / 16; k++) {
-        const float *lo = s[2 * k], *hi = s[2 * k + 1];
-        const uint32_t x[4] = {cu_pack_bf16(lo[0], lo[1]), cu_pack_bf16(lo[2], lo[3]),
-                               cu_pack_bf16(hi[0], hi[1]), cu_pack_bf16(hi[2], hi[3])};
+        uint32_t x[RT][4];
+        CU_UNROLL
+        for (int i = 0; i < 4 * RT; i++) {
+            const float *from = &s[i / 4][2 * k + i % 4 / 2][i % 2 * 2];
+            x[i / 4][i % 4] = cu_pack_bf16(from[0], from[1]);
+        }
         CU_UNROLL
         for (int n = 0; n < DP / 16; n++) {
             uint32_t y[4];
             cu_ldmatrix4_t(y, left_at<DP>(v, 16 * k, n));
-            cu_mma_bf16(o[2 * n], x, y);
-            cu_mma_bf16(o[2 * n + 1], x, y + 2);
+            CU_UNROLL
+            for (int m = 0; m < RT; m++) {
+                cu_mma_bf16(o[m][2 * n], x[m], y);
+                cu_mma_bf16(o[m][2 * n + 1], x[m], y + 2);
+            }
         }
     }
 }
 
 /* ---- rows and columns of a lane ---- */
 
-CU_FN int warp_row(void)
+/* Row i of the 2 RT that the lane has of its warp, in the tile. */
+template <int RT> CU_FN int lane_row(int i)
 {
-    return (int)threadIdx.x / 32 * STRIP;
-}
-
-/* Row of elements 2 i and 2 i + 1 of a quad, in the tile. */
-CU_FN int lane_row(int i)
-{
-    return warp_row() + (int)threadIdx.x % 32 / 4 + 8 * i;
+    const int thread = (int)threadIdx.x;
+    return thread / 32 * 16 * RT + thread % 32 / 4 + 8 * i;
 }
 
 /* Column of element i of quad n. */
@@ -128,140 +134,152 @@ CU_FN float quad_sum(float x)
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-/* Writes the warp's 16 rows of a result, times k[row]: through its rows of a tile that nobody else
- * reads, so that memory is written by whole chunks. */
-template <int DP>
-CU_FN void drain(half *tile, const float o[DP / 8][4], const float k[2], half *p, int64_t ld,
-                 int n, int64_t D)
+/* n rows of memory, ld apart, D wide. */
+struct place {
+    half *p;
+    int64_t ld, D;
+    int n;
+};
+
+/* Writes the warp's rows of a result, row i of a lane times k[i]: through its rows of a tile that
+ * nobody else reads, so that memory is written by whole chunks. */
+template <int DP, int RT>
+CU_FN void drain(half *tile, const float o[RT][DP / 8][4], const float k[2 * RT], struct place m)
 {
-    const bool whole = D % 8 == 0 && (uintptr_t)p % 16 == 0;
+    const bool whole = m.D % 8 == 0 && (uintptr_t)m.p % 16 == 0;
+    const int row = (int)threadIdx.x / 32 * 16 * RT;
     CU_UNROLL
     for (int c = 0; c < DP / 8; c++)
-        for (int i = 0; i < 2; i++) {
-            half *to = chunk<DP>(tile, lane_row(i), c) + lane_column(0, 0);
-            *(uint32_t *)to = cu_pack_bf16(o[c][2 * i] * k[i], o[c][2 * i + 1] * k[i]);
+        for (int i = 0; i < 2 * RT; i++) {
+            half *to = chunk<DP>(tile, lane_row<RT>(i), c) + lane_column(0, 0);
+            const float *from = &o[i / 2][c][i % 2 * 2];
+            *(uint32_t *)to = cu_pack_bf16(from[0] * k[i], from[1] * k[i]);
         }
     __syncwarp();
-    for (int i = (int)threadIdx.x % 32; i < STRIP * (DP / 8); i += 32) {
-        const int r = warp_row() + i / (DP / 8), c = i % (DP / 8);
+    for (int i = (int)threadIdx.x % 32; i < 16 * RT * (DP / 8); i += 32) {
+        const int r = row + i / (DP / 8), c = i % (DP / 8);
         const half *from = chunk<DP>(tile, r, c);
-        half *to = p + r * ld + 8 * c;
-        if (r >= n || 8 * c >= D) continue;
+        half *to = m.p + r * m.ld + 8 * c;
+        if (r >= m.n || 8 * c >= m.D) continue;
         if (whole) {
             *(uint4 *)to = *(const uint4 *)from;
             continue;
         }
-        for (int j = 0; j < 8 && 8 * c + j < D; j++) to[j] = from[j];
+        for (int j = 0; j < 8 && 8 * c + j < m.D; j++) to[j] = from[j];
     }
 }
 
 /* ---- forward ---- */
 
 /* Scores of the warp's rows against the keys from k0, in units of log2; -inf outside of ranges. */
-template <int BN>
-CU_FN void mask(const struct attn *a, const struct attn_tile *t, const struct span range[2],
-                int k0, float s[BN / 8][4])
+template <int BN, int RT>
+CU_FN void mask(const struct attn *a, const struct attn_tile *t, const struct span range[2 * RT],
+                int k0, float s[RT][BN / 8][4])
 {
     const float scale = a->scale * LOG2E;
     CU_UNROLL
     for (int n = 0; n < BN / 8; n++)
-        for (int i = 0; i < 4; i++) {
-            const int key = k0 + lane_column(n, i);
-            const bool seen = key >= range[i / 2].lo && key < range[i / 2].hi;
-            s[n][i] = seen ? s[n][i] * scale : -INFINITY;
-            if (a->bias && seen)
-                s[n][i] += LOG2E * attn_bias(a, t->h, t->at + lane_row(i / 2), key);
+        for (int i = 0; i < 4 * RT; i++) {
+            const int key = k0 + lane_column(n, i), r = i / 2;
+            const bool seen = key >= range[r].lo && key < range[r].hi;
+            float *v = &s[i / 4][n][i % 4];
+            *v = seen ? *v * scale : -INFINITY;
+            if (a->bias && seen) *v += LOG2E * attn_bias(a, t->h, t->at + lane_row<RT>(r), key);
         }
 }
 
-struct softmax {
-    float top[2], sum[2];
-};
-
-/* Turns scores into 2^(score - max) and returns in shrink what earlier terms are multiplied by. */
-template <int BN> CU_FN void weigh(float s[BN / 8][4], struct softmax *m, float shrink[2])
+/* Turns scores into 2^(score - max), adds them to the sums, and returns in shrink what earlier
+ * terms are multiplied by. */
+template <int BN, int RT>
+CU_FN void weigh(float s[RT][BN / 8][4], float top[2 * RT], float sum[2 * RT], float shrink[2 * RT])
 {
-    for (int i = 0; i < 2; i++) {
-        float now = m->top[i], part = 0;
+    CU_UNROLL
+    for (int i = 0; i < 2 * RT; i++) {
+        const int lo = i % 2 * 2;
+        float now = top[i], part = 0;
         CU_UNROLL
-        for (int n = 0; n < BN / 8; n++) now = fmaxf(now, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+        for (int n = 0; n < BN / 8; n++)
+            now = fmaxf(now, fmaxf(s[i / 2][n][lo], s[i / 2][n][lo + 1]));
         now = quad_max(now);
         /* Of a row that has seen nothing, or only NaN (which stays), or only -inf. */
         const float base = now == -INFINITY ? 0.0f : now;
-        shrink[i] = exp2f(m->top[i] - base);
+        shrink[i] = exp2f(top[i] - base);
         CU_UNROLL
         for (int n = 0; n < BN / 8; n++)
-            for (int j = 2 * i; j < 2 * i + 2; j++) {
-                s[n][j] = exp2f(s[n][j] - base);
-                part += s[n][j];
+            for (int j = lo; j < lo + 2; j++) {
+                s[i / 2][n][j] = exp2f(s[i / 2][n][j] - base);
+                part += s[i / 2][n][j];
             }
-        m->sum[i] = m->sum[i] * shrink[i] + quad_sum(part);
-        m->top[i] = now;
+        sum[i] = sum[i] * shrink[i] + quad_sum(part);
+        top[i] = now;
     }
 }
 
 /* Whether any of the warp's rows sees a key of [k0, k0 + n). */
-CU_FN bool reaches(const struct span range[2], int k0, int n)
+template <int RT> CU_FN bool reaches(const struct span range[2 * RT], int k0, int n)
 {
     bool any = false;
-    for (int i = 0; i < 2; i++) any |= range[i].lo < k0 + n && range[i].hi > k0;
+    for (int i = 0; i < 2 * RT; i++) any |= range[i].lo < k0 + n && range[i].hi > k0;
     return __any_sync(0xffffffffu, any);
 }
 
-template <int DP>
-CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_forward(struct attn a)
+template <int DP, int RT>
+CU_KERNEL void __launch_bounds__(THREADS, 2) mma_forward(struct attn a)
 {
-    enum { BN = ATTN_TILE };
+    enum { BN = 64, HIGH = 16 * RT * WARPS_OF_TILE };
     CU_SHARED(half, q);
-    half *k = q + BN * DP, *v = k + BN * DP;
-    const struct attn_tile t = attn_queries(&a);
-    const struct span all = attn_hull(&a, t.b, t.at, ATTN_TILE);
+    half *k = q + HIGH * DP, *v = k + BN * DP;
+    const struct attn_tile t = attn_queries(&a, HIGH);
+    const struct span all = attn_hull(&a, t.b, t.at, HIGH);
     const int64_t ldq = a.H * a.D, ldk = a.G * a.D, at = attn_q_at(&a, t.b, t.at, t.h);
     const half *keys = (const half *)a.k + attn_k_at(&a, t.b, 0, t.g);
     const half *values = (const half *)a.v + attn_k_at(&a, t.b, 0, t.g);
-    struct softmax m = {{-INFINITY, -INFINITY}, {0, 0}};
-    float o[DP / 8][4] = {{0}}, s[BN / 8][4];
-    struct span range[2];
-    for (int i = 0; i < 2; i++)
-        range[i] = lane_row(i) < t.n ? attn_range(&a, t.b, t.at + lane_row(i)) : span{0, 0};
+    float o[RT][DP / 8][4] = {}, s[RT][BN / 8][4], top[2 * RT], sum[2 * RT];
+    struct span range[2 * RT];
+    for (int i = 0; i < 2 * RT; i++) {
+        const int row = lane_row<RT>(i);
+        range[i] = row < t.n ? attn_range(&a, t.b, t.at + row) : span{0, 0};
+        top[i] = -INFINITY;
+        sum[i] = 0;
+    }
     int k0 = all.lo / BN * BN;
-    fetch<DP>(q, ATTN_TILE, (const half *)a.q + at, ldq, t.n, a.D);
+    fetch<DP>(q, HIGH, (const half *)a.q + at, ldq, t.n, a.D);
     if (k0 < all.hi) fetch<DP>(k, BN, keys + k0 * ldk, ldk, (int)min((int64_t)BN, a.S - k0), a.D);
     cu_cp_async_commit();
     for (; k0 < all.hi; k0 += BN) {
         const int next = k0 + BN;
-        const bool here = reaches(range, k0, BN);
+        const bool here = reaches<RT>(range, k0, BN);
         fetch<DP>(v, BN, values + k0 * ldk, ldk, (int)min((int64_t)BN, a.S - k0), a.D);
         cu_cp_async_commit();
         cu_cp_async_wait<1>();
         __syncthreads();
-        if (here) scores<DP, BN>(s, q, warp_row(), k);
+        if (here) scores<DP, BN, RT>(s, q, k);
         __syncthreads();
         if (next < all.hi)
             fetch<DP>(k, BN, keys + next * ldk, ldk, (int)min((int64_t)BN, a.S - next), a.D);
         cu_cp_async_commit();
         cu_cp_async_wait<1>();
         if (here) {
-            float shrink[2];
-            mask<BN>(&a, &t, range, k0, s);
-            weigh<BN>(s, &m, shrink);
+            float shrink[2 * RT];
+            mask<BN, RT>(&a, &t, range, k0, s);
+            weigh<BN, RT>(s, top, sum, shrink);
             CU_UNROLL
             for (int n = 0; n < DP / 8; n++)
-                for (int i = 0; i < 4; i++) o[n][i] *= shrink[i / 2];
+                for (int i = 0; i < 4 * RT; i++) o[i / 4][n][i % 4] *= shrink[i / 2];
         }
         __syncthreads();
-        if (here) mix<DP, BN>(o, s, v);
+        if (here) mix<DP, BN, RT>(o, s, v);
         __syncthreads();
     }
     cu_cp_async_wait<0>();
-    float norm[2];
-    for (int i = 0; i < 2; i++) {
-        norm[i] = m.sum[i] > 0 ? 1.0f / m.sum[i] : m.sum[i]; /* NaN stays */
-        if (a.lse_out && lane_row(i) < t.n && threadIdx.x % 4 == 0)
-            a.lse_out[(at + lane_row(i) * ldq) / a.D] = (m.top[i] + log2f(m.sum[i])) / LOG2E;
+    for (int i = 0; i < 2 * RT; i++) {
+        const int row = lane_row<RT>(i);
+        if (a.lse_out && row < t.n && threadIdx.x % 4 == 0)
+            a.lse_out[(t.b * a.T + t.at + row) * a.H + t.h] = (top[i] + log2f(sum[i])) / LOG2E;
+        sum[i] = sum[i] > 0 ? 1.0f / sum[i] : sum[i]; /* NaN stays */
     }
     __syncthreads();
-    if (a.o) drain<DP>(q, o, norm, (half *)a.o + at, ldq, t.n, a.D);
+    if (a.o) drain<DP, RT>(q, o, sum, place{(half *)a.o + at, ldq, a.D, t.n});
 }
 
 /* ---- backward ---- */
@@ -270,46 +288,47 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_forward(struct a
 struct query {
     struct span range; /* empty past the end */
     float lse, delta;  /* lse in units of log2 */
-    int64_t bias;      /* of its row, for key 0 */
+    int t;
 };
 
 CU_FN struct query query_at(const struct attn *a, const struct attn_tile *t, int i)
 {
     if (i >= t->n) return {{0, 0}, 0, 0, 0};
     const int64_t at = (t->b * a->T + t->at + i) * a->H + t->h;
-    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at],
-            (t->h * a->T + t->at + i) * a->S};
+    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at], (int)t->at + i};
 }
 
 /* From a product q k and a product dy v: the probability *p, and its gradient with respect to the
  * score in *dp. */
-CU_FN void probability(const struct attn *a, const struct query *q, int key, float *p, float *dp)
+CU_FN void probability(const struct attn *a, int64_t h, const struct query *q, int key, float *p,
+                       float *dp)
 {
     const bool seen = key >= q->range.lo && key < q->range.hi;
     float s = *p * (a->scale * LOG2E);
-    if (a->bias && seen) s += LOG2E * vec_any(a->bias, a->bias_type, q->bias + key);
+    if (a->bias && seen) s += LOG2E * attn_bias(a, h, q->t, key);
     *p = seen ? exp2f(s - q->lse) : 0.0f;
     *dp = seen ? *p * (*dp - q->delta) : 0.0f;
 }
 
-template <int DP, int BN>
-CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_dq(struct attn a)
+template <int DP, int BN, int RT>
+CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dq(struct attn a)
 {
+    enum { HIGH = 16 * RT * WARPS_OF_TILE };
     CU_SHARED(half, q);
-    half *dy = q + ATTN_TILE * DP, *k = dy + ATTN_TILE * DP, *v = k + BN * DP;
-    const struct attn_tile t = attn_queries(&a);
-    const struct span all = attn_hull(&a, t.b, t.at, ATTN_TILE);
+    half *dy = q + HIGH * DP, *k = dy + HIGH * DP, *v = k + BN * DP;
+    const struct attn_tile t = attn_queries(&a, HIGH);
+    const struct span all = attn_hull(&a, t.b, t.at, HIGH);
     const int64_t ldq = a.H * a.D, ldk = a.G * a.D, at = attn_q_at(&a, t.b, t.at, t.h);
-    const float scale[2] = {a.scale, a.scale};
-    float dq[DP / 8][4] = {{0}}, p[BN / 8][4], ds[BN / 8][4];
-    struct query row[2];
-    struct span range[2];
-    for (int i = 0; i < 2; i++) {
-        row[i] = query_at(&a, &t, lane_row(i));
+    float dq[RT][DP / 8][4] = {}, p[RT][BN / 8][4], ds[RT][BN / 8][4], scale[2 * RT];
+    struct query row[2 * RT];
+    struct span range[2 * RT];
+    for (int i = 0; i < 2 * RT; i++) {
+        row[i] = query_at(&a, &t, lane_row<RT>(i));
         range[i] = row[i].range;
+        scale[i] = a.scale;
     }
-    fetch<DP>(q, ATTN_TILE, (const half *)a.q + at, ldq, t.n, a.D);
-    fetch<DP>(dy, ATTN_TILE, (const half *)a.dy + at, ldq, t.n, a.D);
+    fetch<DP>(q, HIGH, (const half *)a.q + at, ldq, t.n, a.D);
+    fetch<DP>(dy, HIGH, (const half *)a.dy + at, ldq, t.n, a.D);
     for (int k0 = all.lo / BN * BN; k0 < all.hi; k0 += BN) {
         const int n = (int)min((int64_t)BN, a.S - k0);
         const int64_t from = attn_k_at(&a, t.b, k0, t.g);
@@ -319,18 +338,19 @@ CU_KERNEL void __launch_bounds__(THREADS, DP == 64 ? 3 : 2) mma_dq(struct attn a
         cu_cp_async_commit();
         cu_cp_async_wait<0>();
         __syncthreads();
-        if (!reaches(range, k0, BN)) continue;
-        scores<DP, BN>(p, q, warp_row(), k);
-        scores<DP, BN>(ds, dy, warp_row(), v);
+        if (!reaches<RT>(range, k0, BN)) continue;
+        scores<DP, BN, RT>(p, q, k);
+        scores<DP, BN, RT>(ds, dy, v);
         CU_UNROLL
         for (int j = 0; j < BN / 8; j++)
-            for (int i = 0; i < 4; i++)
-                probability(&a, &row[i / 2], k0 + lane_column(j, i), &p[j][i], &ds[j][i]);
-        mix<DP, BN>(dq, ds, k);
+            for (int i = 0; i < 4 * RT; i++)
+                probability(&a, t.h, &row[i / 2], k0 + lane_column(j, i), &p[i / 4][j][i % 4],
+                            &ds[i / 4][j][i % 4]);
+        mix<DP, BN, RT>(dq, ds, k);
     }
     cu_cp_async_wait<0>();
     __syncthreads();
-    drain<DP>(q, dq, scale, (half *)a.dq + at, ldq, t.n, a.D);
+    drain<DP, RT>(q, dq, scale, place{(half *)a.dq + at, ldq, a.D, t.n});
 }
 
 /* Scores lie the other way round: rows are keys, columns queries. */
@@ -343,7 +363,7 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dkv(struct attn a)
     const struct attn_tile t = attn_keys(&a);
     const int64_t ldq = a.H * a.D, ldk = a.G * a.D, at = attn_k_at(&a, t.b, t.at, t.g);
     const float scale[2] = {a.scale, a.scale}, one[2] = {1, 1};
-    float dk[DP / 8][4] = {{0}}, dv[DP / 8][4] = {{0}}, p[BN / 8][4], ds[BN / 8][4];
+    float dk[1][DP / 8][4] = {}, dv[1][DP / 8][4] = {}, p[1][BN / 8][4], ds[1][BN / 8][4];
     struct attn_tile u = t;
     fetch<DP>(k, ATTN_TILE, (const half *)a.k + at, ldk, t.n, a.D);
     fetch<DP>(v, ATTN_TILE, (const half *)a.v + at, ldk, t.n, a.D);
@@ -360,34 +380,24 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dkv(struct attn a)
             cu_cp_async_commit();
             cu_cp_async_wait<0>();
             __syncthreads();
-            scores<DP, BN>(p, k, warp_row(), q);
-            scores<DP, BN>(ds, v, warp_row(), dy);
+            scores<DP, BN, 1>(p, k, q);
+            scores<DP, BN, 1>(ds, v, dy);
             CU_UNROLL
             for (int j = 0; j < BN / 8; j++)
                 for (int i = 0; i < 4; i++)
-                    probability(&a, &columns[lane_column(j, i)], (int)t.at + lane_row(i / 2),
-                                &p[j][i], &ds[j][i]);
-            mix<DP, BN>(dv, p, dy);
-            mix<DP, BN>(dk, ds, q);
+                    probability(&a, u.h, &columns[lane_column(j, i)],
+                                (int)t.at + lane_row<1>(i / 2), &p[0][j][i], &ds[0][j][i]);
+            mix<DP, BN, 1>(dv, p, dy);
+            mix<DP, BN, 1>(dk, ds, q);
         }
     }
     cu_cp_async_wait<0>();
     __syncthreads();
-    if (a.dk) drain<DP>(k, dk, scale, (half *)a.dk + at, ldk, t.n, a.D);
-    if (a.dv) drain<DP>(v, dv, one, (half *)a.dv + at, ldk, t.n, a.D);
+    if (a.dk) drain<DP, 1>(k, dk, scale, place{(half *)a.dk + at, ldk, a.D, t.n});
+    if (a.dv) drain<DP, 1>(v, dv, one, place{(half *)a.dv + at, ldk, a.D, t.n});
 }
 
 /* ---- launches ---- */
-
-static unsigned query_blocks(const struct attn *a)
-{
-    return (unsigned)(a->B * a->H * tiles(a->T, ATTN_TILE));
-}
-
-static unsigned key_blocks(const struct attn *a)
-{
-    return (unsigned)(a->B * a->G * tiles(a->S, ATTN_TILE));
-}
 
 /* Bytes of a block's tiles: `rows` rows in all. */
 static size_t tile_bytes(int rows, int width)
@@ -395,25 +405,39 @@ static size_t tile_bytes(int rows, int width)
     return (size_t)rows * (size_t)width * sizeof(half);
 }
 
-void attn_mma(const struct attn *a, struct exec *x)
+template <int DP, int RT> static void forward(const struct attn *a, struct exec *x)
 {
-    if (a->D <= 64)
-        CU_LAUNCH(x, mma_forward<64>, query_blocks(a), THREADS, tile_bytes(192, 64), *a);
-    else
-        CU_LAUNCH(x, mma_forward<128>, query_blocks(a), THREADS, tile_bytes(192, 128), *a);
+    enum { HIGH = 16 * RT * WARPS_OF_TILE, BN = 64 };
+    const unsigned blocks = (unsigned)(a->B * a->H * tiles(a->T, HIGH));
+    CU_LAUNCH(x, (mma_forward<DP, RT>), blocks, THREADS, tile_bytes(HIGH + 2 * BN, DP), *a);
 }
 
-template <int DP, int BN> static void backward(const struct attn *a, struct exec *x)
+template <int DP, int BN, int RT> static void backward_queries(const struct attn *a, struct exec *x)
 {
-    const size_t bytes = tile_bytes(2 * ATTN_TILE + 2 * BN, DP);
-    if (a->dq) CU_LAUNCH(x, (mma_dq<DP, BN>), query_blocks(a), THREADS, bytes, *a);
-    if (a->dk || a->dv)
-        CU_LAUNCH(x, (mma_dkv<DP, BN>), key_blocks(a), THREADS, bytes + BN * sizeof(struct query),
-                  *a);
+    enum { HIGH = 16 * RT * WARPS_OF_TILE };
+    const unsigned blocks = (unsigned)(a->B * a->H * tiles(a->T, HIGH));
+    CU_LAUNCH(x, (mma_dq<DP, BN, RT>), blocks, THREADS, tile_bytes(2 * HIGH + 2 * BN, DP), *a);
+}
+
+template <int DP, int BN> static void backward_keys(const struct attn *a, struct exec *x)
+{
+    const unsigned blocks = (unsigned)(a->B * a->G * tiles(a->S, ATTN_TILE));
+    const size_t bytes = tile_bytes(2 * ATTN_TILE + 2 * BN, DP) + BN * sizeof(struct query);
+    CU_LAUNCH(x, (mma_dkv<DP, BN>), blocks, THREADS, bytes, *a);
+}
+
+void attn_mma(const struct attn *a, struct exec *x)
+{
+    if (a->D <= 64) forward<64, 2>(a, x);
+    else forward<128, 1>(a, x);
 }
 
 void attn_mma_bwd(const struct attn *a, struct exec *x)
 {
-    if (a->D <= 64) backward<64, 64>(a, x);
-    else backward<128, 32>(a, x);
+    const bool narrow = a->D <= 64;
+    if (a->dq && narrow) backward_queries<64, 32, 2>(a, x);
+    else if (a->dq) backward_queries<128, 32, 1>(a, x);
+    if (!a->dk && !a->dv) return;
+    if (narrow) backward_keys<64, 64>(a, x);
+    else backward_keys<128, 32>(a, x);
 }

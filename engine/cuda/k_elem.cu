@@ -217,3 +217,28 @@ int cuda_dropout(const struct step *s, struct exec *x, struct err *e)
     });
     return 0;
 }
+
+template <typename From, typename To>
+CU_KERNEL void convert_kernel(const From *x, To *y, int64_t n)
+{
+    EACH_VEC(i, n) {
+        float v[VEC];
+        vec_load(x + i, n - i, v);
+        vec_store(y + i, n - i, v);
+    }
+}
+
+const void *vec_input(const struct step *s, int i, enum dtype t, struct exec *x, char **ws)
+{
+    void *copy = *ws;
+    if (!s->in[i] || s->tin[i]->dtype == t) return s->in[i];
+    const int64_t n = s->tin[i]->count;
+    CU_ANY(s->tin[i]->dtype, From, {
+        CU_COMPUTE(t, To, {
+            CU_LAUNCH(x, (convert_kernel<From, To>), vec_blocks(n), CU_THREADS, 0,
+                      (const From *)s->in[i], (To *)copy, n);
+        });
+    });
+    *ws += tiles(n * (int64_t)dtype_size(t), VEC_ALIGN) * VEC_ALIGN;
+    return copy;
+}

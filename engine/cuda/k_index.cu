@@ -258,8 +258,8 @@ int cuda_rows_dx(const struct step *s, struct exec *x, struct err *e)
 }
 
 /* EMBED_DW: a block owns TABLE_ROWS rows of the table, a strip of columns each thread. It looks
- * through the ids by IDS at a time, lists those that are its own in their order, and adds their rows
- * up row after row. So no two blocks write one element and the order of additions is that of ids. */
+ * through the ids by IDS at a time, lists those that are its own in their order, and adds their
+ * rows up row after row. So no two blocks write one element, and the order is that of the ids. */
 enum { IDS = 1024, TABLE_ROWS = 32, STRIP = VEC * CU_THREADS, ROUNDS = IDS / CU_THREADS };
 
 struct embed_dw {

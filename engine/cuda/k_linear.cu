@@ -1,6 +1,10 @@
 /* LINEAR and its gradients: each is one product (cu_gemm). With attrs.wt the weight is stored
- * [K,M] instead of [M,K], which only turns a factor round. */
-#include "engine/cuda/kernel.cuh"
+ * [K,M] instead of [M,K], which only turns a factor round.
+ *
+ * A weight or bias of another type than the activations (an f32 master in a bf16 pass, a frozen
+ * bf16 weight in an f32 pass) is converted first, into the workspace (cuda_ws): that costs a
+ * fraction of what the product gains from factors of one type. */
+#include "engine/cuda/vec.cuh"
 
 static const struct attrs_linear *attrs_of(const struct step *s)
 {
@@ -10,21 +14,20 @@ static const struct attrs_linear *attrs_of(const struct step *s)
 int cuda_linear(const struct step *s, struct exec *x, struct err *e)
 {
     const bool wt = attrs_of(s)->wt;
+    const enum dtype t = s->tin[0]->dtype;
+    char *ws = (char *)s->ws;
     struct cu_gemm g = {};
     if (!s->out[0]) return 0;
     g.m = s->tin[0]->shape[0];
     g.k = s->tin[0]->shape[1];
     g.n = s->tin[1]->shape[wt ? 1 : 0];
+    g.t = g.tc = t;
     g.a = s->in[0];
-    g.ta = s->tin[0]->dtype;
-    g.b = s->in[1];
-    g.tb = s->tin[1]->dtype;
+    g.b = vec_input(s, 1, t, x, &ws);
     g.bt = !wt;
     g.c = s->out[0];
-    g.tc = s->tout[0]->dtype;
     g.alpha = attrs_of(s)->alpha;
-    g.bias = s->in[2];
-    g.tbias = s->in[2] ? s->tin[2]->dtype : DT_F32;
+    g.bias = vec_input(s, 2, t, x, &ws);
     g.add = s->in[3];
     return cu_gemm(x, &g, e);
 }
@@ -33,18 +36,18 @@ int cuda_linear(const struct step *s, struct exec *x, struct err *e)
 int cuda_linear_dx(const struct step *s, struct exec *x, struct err *e)
 {
     const bool wt = attrs_of(s)->wt;
+    const enum dtype t = s->tin[0]->dtype;
+    char *ws = (char *)s->ws;
     struct cu_gemm g = {};
     if (!s->out[0]) return 0;
     g.m = s->tin[0]->shape[0];
     g.k = s->tin[0]->shape[1];
     g.n = s->tin[1]->shape[wt ? 0 : 1];
+    g.t = g.tc = t;
     g.a = s->in[0];
-    g.ta = s->tin[0]->dtype;
-    g.b = s->in[1];
-    g.tb = s->tin[1]->dtype;
+    g.b = vec_input(s, 1, t, x, &ws);
     g.bt = wt;
     g.c = s->out[0];
-    g.tc = s->tout[0]->dtype;
     g.alpha = attrs_of(s)->alpha;
     g.accum = accumulates(s, 0);
     return cu_gemm(x, &g, e);
@@ -59,13 +62,12 @@ int cuda_linear_dw(const struct step *s, struct exec *x, struct err *e)
     g.m = s->tin[left]->shape[1];
     g.k = s->tin[left]->shape[0];
     g.n = s->tin[right]->shape[1];
+    g.t = s->tin[0]->dtype;
+    g.tc = DT_F32;
     g.a = s->in[left];
-    g.ta = s->tin[left]->dtype;
     g.at = true;
     g.b = s->in[right];
-    g.tb = s->tin[right]->dtype;
     g.c = s->out[0];
-    g.tc = s->tout[0]->dtype;
     g.alpha = attrs_of(s)->alpha;
     g.accum = accumulates(s, 0);
     return cu_gemm(x, &g, e);

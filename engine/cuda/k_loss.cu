@@ -1,12 +1,12 @@
-/* LINEAR_CE: the last linear layer and the cross-entropy, some rows at a time, and CE: the same from
- * logits.
+/* LINEAR_CE: the last linear layer and the cross-entropy, some rows at a time, and CE: the same
+ * from logits.
  *
  * As many rows of logits as the workspace holds are made by one product, turned into their gradient
  * in place, and used by the products for dx and dw. Rows without a target take part with a
  * gradient of zero: how many there are is data, and launches follow from shapes alone.
  *
- * Workspace (cuda_ws): the logits, f32, a whole number of vectors from row to row; then a loss and a
- * hit per row; then struct totals. */
+ * Workspace (cuda_ws): the weight in the compute type, if it has another; the logits, f32, a whole
+ * number of vectors from row to row; a loss and a hit per row; struct totals. */
 #include "engine/cuda/vec.cuh"
 
 enum { ROWS = 128 }; /* whole tiles of the products, where the workspace holds as many */
@@ -24,6 +24,7 @@ template <typename L, typename G> struct ce {
     const float *weight;
     float *loss, *hit;     /* [n] */
     int32_t *fault;
+    bool add;              /* to the gradient, which then lies elsewhere */
 };
 
 /* Maximum, and sum of e^(x - maximum), over the logits that this thread looks at. */
@@ -84,7 +85,7 @@ template <typename L, typename G> CU_KERNEL void ce_kernel(struct ce<L, G> a)
         for (int j = 0; j < VEC; j++)
             v[j] = counts ? expf(v[j] - top) * k - (i + j == target ? *a.weight : 0.0f) : 0.0f;
         __syncthreads(); /* the gradient of these lies over logits up to these */
-        vec_store(g + i, a.V - i, v);
+        vec_put(g + i, a.V - i, v, a.add);
     }
 }
 
@@ -121,6 +122,7 @@ CU_KERNEL void finish_kernel(const struct totals *t, const float *weight, float 
 
 /* What both operations have: the workspace, and their scalars. */
 struct work {
+    const void *w;    /* in the compute type */
     float *logits, *loss, *hit;
     struct totals *totals;
     int64_t ld, rows; /* of logits: distance of rows, rows at a time */
@@ -128,10 +130,10 @@ struct work {
     const float *weight;
 };
 
-static struct work work_of(const struct step *s, int64_t ld, int64_t rows)
+static struct work work_of(char *ws, int64_t ld, int64_t rows)
 {
     struct work w = {};
-    w.logits = (float *)s->ws;
+    w.logits = (float *)ws;
     w.loss = w.logits + rows * ld;
     w.hit = w.loss + rows;
     w.totals = (struct totals *)(w.hit + rows);
@@ -187,9 +189,8 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
     g.n = V;
     g.k = C;
     g.a = rows;
-    g.ta = t;
-    g.b = s->in[1];
-    g.tb = s->tin[1]->dtype;
+    g.t = t;
+    g.b = w->w;
     g.bt = true;
     g.c = w->logits;
     g.tc = DT_F32;
@@ -200,15 +201,14 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
     tally(x, w, n, r0 == 0);
     g = {};
     g.a = w->logits;
-    g.ta = t;
+    g.t = t;
     g.lda = w->ld * (int64_t)sizeof(float) / size;
     g.alpha = 1;
     if (s->out[1]) { /* dx = gradient w */
         g.m = n;
         g.n = C;
         g.k = V;
-        g.b = s->in[1];
-        g.tb = s->tin[1]->dtype;
+        g.b = w->w;
         g.c = (char *)s->out[1] + r0 * C * size;
         g.tc = t;
         g.accum = accumulates(s, 1);
@@ -220,7 +220,6 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
         g.k = n;
         g.at = true;
         g.b = rows;
-        g.tb = t;
         g.c = s->out[2];
         g.tc = DT_F32;
         g.accum = accumulates(s, 2) || r0 > 0;
@@ -232,12 +231,15 @@ static int some_rows(const struct step *s, struct exec *x, const struct work *w,
 int cuda_linear_ce(const struct step *s, struct exec *x, struct err *e)
 {
     const int64_t N = s->tin[0]->shape[0], ld = tiles(s->tin[1]->shape[0], VEC) * VEC;
-    const int64_t bytes = s->ws_bytes - (int64_t)sizeof(struct totals);
+    char *ws = (char *)s->ws, *end = ws + s->ws_bytes;
+    const void *weights = vec_input(s, 1, s->tin[0]->dtype, x, &ws);
+    const int64_t bytes = end - ws - (int64_t)sizeof(struct totals);
     const int64_t fit = bytes / ((ld + 2) * (int64_t)sizeof(float));
-    struct work w = work_of(s, ld, min64(N, fit > ROWS ? fit / ROWS * ROWS : fit));
+    struct work w = work_of(ws, ld, min64(N, fit > ROWS ? fit / ROWS * ROWS : fit));
     if (bytes < 0 || (N && w.rows <= 0))
         return err_set(e, E_BUG, "linear_ce: workspace of %lld bytes is too small",
                        (long long)s->ws_bytes);
+    w.w = weights;
     w.target = (const int32_t *)s->in[2];
     w.weight = (const float *)s->in[3];
     /* Once even for no rows: that zeroes the totals and dw. */
@@ -254,7 +256,7 @@ int cuda_linear_ce(const struct step *s, struct exec *x, struct err *e)
 int cuda_ce(const struct step *s, struct exec *x, struct err *e)
 {
     const int64_t N = s->tin[0]->shape[0], V = s->tin[0]->shape[1];
-    struct work w = work_of(s, 0, N);
+    struct work w = work_of((char *)s->ws, 0, N);
     if ((const char *)(w.totals + 1) > (const char *)s->ws + s->ws_bytes)
         return err_set(e, E_BUG, "ce: workspace of %lld bytes is too small",
                        (long long)s->ws_bytes);
@@ -270,6 +272,7 @@ int cuda_ce(const struct step *s, struct exec *x, struct err *e)
         c.loss = w.loss;
         c.hit = w.hit;
         c.fault = cu_fault(x);
+        c.add = accumulates(s, 1);
         CU_LAUNCH(x, (ce_kernel<T, T>), (unsigned)N, CU_THREADS, 0, c);
     });
     tally(x, &w, N, true);

@@ -1,5 +1,5 @@
 /* RMSNORM, LAYERNORM and their gradients, and the column sum. A warp per row; sums in f32 over the
- * lanes' parts, then a butterfly. The row is read again for each pass: from the first-level cache. */
+ * lanes' parts, then a butterfly. Each pass reads the row again: from the first-level cache. */
 #include "engine/cuda/vec.cuh"
 
 /* y = (x - mean) rstd w + b; rms: mean = 0 and no b. */

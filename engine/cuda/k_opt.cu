@@ -1,9 +1,9 @@
 /* Kernels that end an optimiser step: norm of the gradients, clipping, AdamW.
  *
- * A model has hundreds of small parameters, each with its own step. Steps that follow one another in
- * the bound plan and differ in their tensors alone are launched together by the first of them, and
- * the others find their work done. A tensor is cut by its own size, so its bytes do not depend on
- * who shares its launch. */
+ * A model has hundreds of small parameters, each with its own step. Steps that follow one another
+ * in the bound plan and differ in their tensors alone are launched together by the first of them,
+ * and the others find their work done. A tensor is cut by its own size, so its bytes do not depend
+ * on who shares its launch. */
 #include "engine/cuda/vec.cuh"
 
 /* ---- steps in one launch ---- */
@@ -134,7 +134,7 @@ struct adamw_tensor {
     float *w, *m, *v;
     const float *g, *hyper;
     int64_t n;
-    float beta1, beta2, eps;
+    struct attrs_adamw a;
 };
 
 struct adamw {
@@ -147,9 +147,8 @@ CU_KERNEL void adamw_kernel(struct adamw a)
     const struct adamw_tensor t = a.tensor[blockIdx.y];
     const float scale = a.scale ? *a.scale : 1.0f;
     /* hyper: lr, weight decay, 1 - beta1^t, 1 - beta2^t */
-    const struct mx_adamw k = {fmaf(-t.hyper[0], t.hyper[1], 1.0f), 1.0f - t.beta1,
-                               1.0f - t.beta2, t.beta2, t.eps, t.hyper[0] / t.hyper[2],
-                               sqrtf(t.hyper[3])};
+    const struct mx_adamw k = {fmaf(-t.hyper[0], t.hyper[1], 1.0f), t.a.c1, t.a.c2, t.a.beta2,
+                               t.a.eps, t.hyper[0] / t.hyper[2], sqrtf(t.hyper[3])};
     if (isnan(scale)) return;
     EACH_VEC(i, t.n) {
         float w[VEC], g[VEC], m[VEC], v[VEC];
@@ -166,9 +165,8 @@ CU_KERNEL void adamw_kernel(struct adamw a)
 
 static struct adamw_tensor adamw_of(const struct step *s)
 {
-    const struct attrs_adamw *a = (const struct attrs_adamw *)s->attrs;
     return {(float *)s->out[0], (float *)s->in[2], (float *)s->in[3], (const float *)s->in[1],
-            (const float *)s->in[4], s->tin[0]->count, a->beta1, a->beta2, a->eps};
+            (const float *)s->in[4], s->tin[0]->count, *(const struct attrs_adamw *)s->attrs};
 }
 
 int cuda_adamw(const struct step *s, struct exec *x, struct err *e)

@@ -39,7 +39,8 @@ extern "C" {
  *                                  but then the emulation cannot tell garbage from old values.)
  * CU_LAUNCH(x, kernel, grid, block, shared_bytes, ...);   on the stream of exec x; a grid with a
  *                                  zero is no launch. (kernel<T>) in parentheses.
- * CU_UNROLL            before a loop whose copies index an array of registers
+ * CU_UNROLL            before a loop whose copies index an array of registers; CU_UNROLL4: four
+ *                      at a time, where more only make the compiler slow
  * cu_mma_bf16, cu_ldmatrix4, cu_ldmatrix4_t, cu_cp_async16, ...: see ptx.cuh. */
 #ifndef CUDA_EMU
 #include "engine/cuda/ptx.cuh"
@@ -134,11 +135,6 @@ CU_FN void cu_store4(struct bf16 *p, const float v[4])
     *(uint2 *)p = make_uint2(cu_pack_bf16(v[0], v[1]), cu_pack_bf16(v[2], v[3]));
 }
 
-template <typename T> static inline bool cu_aligned4(const T *p)
-{
-    return (uintptr_t)p % (4 * sizeof(T)) == 0;
-}
-
 /* The body once per element type, with T naming it. `any` inputs: CU_ANY; compute tensors
  * (f32 or bf16): CU_COMPUTE. Braces around the body. */
 #define CU_COMPUTE(type, T, ...)                             \
@@ -219,24 +215,21 @@ static inline unsigned cu_blocks(int64_t n, int64_t piece)
 
 /* ---- products ---- */
 
-/* C[m,n] = alpha op(A) op(B) (+ C) (+ bias) (+ add), row-major; `batch` of them, strides in
- * elements. op(A) is [m,k]: stored as [m,k], or with at as [k,m]; op(B) is [k,n]: stored as [k,n],
- * or with bt as [n,k]. lda, ldb, ldc: elements from row to row of what is stored. Sums in f32.
- * A's type is that of the arithmetic: f32, or bf16 on tensor cores. B may be of another (f32, bf16,
- * f16) and is then converted by tile. The same type on both sides goes to cuBLASLt where that was
- * found, all else to the kernels of gemm.cu. k = 0 gives bias + add. */
+/* C[m,n] = alpha op(A) op(B) (+ C) (+ bias) (+ add), row-major. op(A) is [m,k]: stored as [m,k],
+ * or with at as [k,m]; op(B) is [k,n]: stored as [k,n], or with bt as [n,k]. lda, ldb, ldc:
+ * elements from row to row of what is stored. Sums in f32. Goes to cuBLASLt where that was found
+ * and knows how, else to the kernels of gemm.cu. k = 0 gives bias + add. */
 struct cu_gemm {
-    int64_t m, n, k, batch; /* batch 0 counts as 1 */
+    int64_t m, n, k;
     const void *a, *b;
     void *c;
-    enum dtype ta, tb, tc;     /* ta, tc: f32 or bf16 */
+    enum dtype t;              /* of A and B: f32, or bf16 on tensor cores */
+    enum dtype tc;             /* of C: t, or f32 */
     bool at, bt;
     int64_t lda, ldb, ldc;     /* 0: dense */
-    int64_t stride_a, stride_b, stride_c;
     float alpha;
     bool accum;                /* C += */
-    const void *bias;          /* [n] of type tbias, or NULL */
-    enum dtype tbias;
+    const void *bias;          /* [n] of type tc, or NULL */
     const void *add;           /* [m,n] of type tc with row stride ldc, may be C itself; or NULL */
 };
 

@@ -73,10 +73,9 @@ static struct lt_key key_of(const struct cu_gemm *g)
     struct lt_key k;
     const void *c = g->add ? g->add : g->c;
     memset(&k, 0, sizeof k); /* padding counts in the hash */
-    k.m = g->m, k.n = g->n, k.k = g->k, k.batch = g->batch;
+    k.m = g->m, k.n = g->n, k.k = g->k;
     k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc;
-    if (g->batch > 1) k.stride_a = g->stride_a, k.stride_b = g->stride_b, k.stride_c = g->stride_c;
-    k.ta = g->ta == DT_F32 ? LT_R_32F : LT_R_16BF;
+    k.ta = g->t == DT_F32 ? LT_R_32F : LT_R_16BF;
     k.tc = g->tc == DT_F32 ? LT_R_32F : LT_R_16BF;
     k.at = g->at, k.bt = g->bt;
     k.bias = g->bias != NULL;
@@ -96,16 +95,6 @@ static uint64_t hash_of(const struct lt_key *k)
     return h;
 }
 
-static int layout(struct lt_state *l, void **out, int type, int64_t rows, int64_t cols,
-                  int64_t ld, int64_t batch, int64_t stride)
-{
-    int32_t n = (int32_t)batch;
-    if (l->f.MatrixLayoutCreate(out, type, (uint64_t)rows, (uint64_t)cols, ld)) return -1;
-    if (batch == 1) return 0;
-    return l->f.MatrixLayoutSetAttribute(*out, LT_LAYOUT_BATCH_COUNT, &n, sizeof n) ||
-           l->f.MatrixLayoutSetAttribute(*out, LT_LAYOUT_STRIDE, &stride, sizeof stride);
-}
-
 static int describe(struct lt_state *l, struct lt_plan *p)
 {
     const struct lt_key *k = &p->key;
@@ -117,11 +106,9 @@ static int describe(struct lt_state *l, struct lt_plan *p)
            f->MatmulDescSetAttribute(p->desc, LT_DESC_TRANSB, &second, sizeof second) ||
            (k->bias &&
             f->MatmulDescSetAttribute(p->desc, LT_DESC_EPILOGUE, &epilogue, sizeof epilogue)) ||
-           layout(l, &p->a, k->ta, k->bt ? k->k : k->n, k->bt ? k->n : k->k, k->ldb, k->batch,
-                  k->stride_b) ||
-           layout(l, &p->b, k->ta, k->at ? k->m : k->k, k->at ? k->k : k->m, k->lda, k->batch,
-                  k->stride_a) ||
-           layout(l, &p->c, k->tc, k->n, k->m, k->ldc, k->batch, k->stride_c);
+           f->MatrixLayoutCreate(&p->a, k->ta, k->bt ? k->k : k->n, k->bt ? k->n : k->k, k->ldb) ||
+           f->MatrixLayoutCreate(&p->b, k->ta, k->at ? k->m : k->k, k->at ? k->k : k->m, k->lda) ||
+           f->MatrixLayoutCreate(&p->c, k->tc, k->n, k->m, k->ldc);
 }
 
 static int choose(struct lt_state *l, struct lt_plan *p)
@@ -180,8 +167,7 @@ int lt_gemm(struct exec *x, const struct cu_gemm *g, struct err *e)
     struct lt_state *l = &state_of(x)->lt;
     const float beta = g->accum || g->add ? 1.0f : 0.0f;
     const void *c = g->add ? g->add : g->c;
-    if (!l->handle || g->ta != g->tb || (g->accum && g->add)) return 1;
-    if (g->bias && g->tbias != g->tc) return 1;
+    if (!l->handle || (g->accum && g->add)) return 1;
     struct lt_plan *p = find(l, g);
     if (!p) return err_set(e, E_DEVICE, "cuBLASLt refuses to describe a product");
     if (p->none) return 1;

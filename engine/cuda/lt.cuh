@@ -18,8 +18,6 @@ enum lt_numbers {
     LT_DESC_EPILOGUE = 7,
     LT_DESC_BIAS_POINTER = 8,
     LT_EPILOGUE_BIAS = 4,
-    LT_LAYOUT_BATCH_COUNT = 5,
-    LT_LAYOUT_STRIDE = 6,
     LT_PREF_WORKSPACE = 1,
     LT_PREF_ALIGN_A = 5,
     LT_PREF_ALIGN_B = 6,
@@ -46,7 +44,6 @@ struct lt_result {
     X(MatmulDescSetAttribute, (void *desc, int, const void *, size_t))                            \
     X(MatrixLayoutCreate, (void **layout, int type, uint64_t rows, uint64_t cols, int64_t ld))    \
     X(MatrixLayoutDestroy, (void *layout))                                                        \
-    X(MatrixLayoutSetAttribute, (void *layout, int, const void *, size_t))                        \
     X(MatmulPreferenceCreate, (void **pref))                                                      \
     X(MatmulPreferenceDestroy, (void *pref))                                                      \
     X(MatmulPreferenceSetAttribute, (void *pref, int, const void *, size_t))                      \
@@ -65,7 +62,7 @@ struct lt_library {
 
 /* A product up to its addresses. */
 struct lt_key {
-    int64_t m, n, k, batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
+    int64_t m, n, k, lda, ldb, ldc;
     int ta, tc, at, bt, bias, beta;
     int align[4]; /* of A, B, C, D in bytes, at most 256 */
 };

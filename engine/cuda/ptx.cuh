@@ -9,6 +9,7 @@
 #define CU_KERNEL static __global__
 #define CU_FN static __device__ __forceinline__
 #define CU_UNROLL _Pragma("unroll")
+#define CU_UNROLL4 _Pragma("unroll 4")
 #define CU_ARRAY(type, name, dims) __shared__ __align__(16) type name dims
 #define CU_SHARED(type, name)                                    \
     extern __shared__ __align__(128) unsigned char cu_dynamic[]; \

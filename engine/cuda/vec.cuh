@@ -9,7 +9,7 @@
 
 #include "engine/cuda/kernel.cuh"
 
-enum { VEC = 8, WARPS = CU_THREADS / 32 };
+enum { VEC = 8, WARPS = CU_THREADS / 32, VEC_ALIGN = 256 };
 
 CU_FN bool vec_whole(const void *p, int64_t left)
 {
@@ -110,5 +110,9 @@ static inline unsigned row_blocks(int64_t n)
 {
     return cu_blocks(n, WARPS);
 }
+
+/* Input i of step s as a compute tensor of type t: itself if it has that type, else a copy at *ws,
+ * which moves on by its bytes, rounded up to VEC_ALIGN (k_elem.cu). NULL if it is left out. */
+const void *vec_input(const struct step *s, int i, enum dtype t, struct exec *x, char **ws);
 
 #endif

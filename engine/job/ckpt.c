@@ -166,7 +166,9 @@ int ckpt_write(struct run *r, struct err *e)
         return err_set(e, E_LIMIT, "the path of the job folder is too long");
     if (fs_rmtree(tmp, e) || fs_mkdirs(tmp, e)) return -1;
     if (CRASHPOINT("job.checkpoint_begun")) return err_set(e, E_IO, "crash point");
-    if (write_tensors(r, tmp, e) || write_state(r, tmp, e)) goto fail;
+    if (exec_pull(r->session.exec, &r->session.model->params, e) || write_tensors(r, tmp, e) ||
+        write_state(r, tmp, e))
+        goto fail;
     if (CRASHPOINT("job.checkpoint_filled")) return err_set(e, E_IO, "crash point");
     if (fs_publish_dir(tmp, dir, e)) goto fail;
     if (CRASHPOINT("job.checkpoint_written")) return err_set(e, E_IO, "crash point");
@@ -203,7 +205,8 @@ static int read_tensors(struct run *r, const char *dir, struct err *e)
             memcpy(part(p, k), t->data, (size_t)p->count * sizeof(float));
         }
     }
-    rc = seen == st_count(st) ? 0 : err_set(e, E_CORRUPT, "a tensor belongs to no parameter");
+    rc = seen == st_count(st) ? exec_push(r->session.exec, ps, e)
+                              : err_set(e, E_CORRUPT, "a tensor belongs to no parameter");
 out:
     st_close(st);
     return rc;

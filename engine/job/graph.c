@@ -7,7 +7,7 @@
 
 void graphs_init(struct graphs *gs, struct model *m, struct exec *x)
 {
-    *gs = (struct graphs){.model = m, .exec = x};
+    *gs = (struct graphs){.model = m, .exec = x, .ws = x ? x->device->ws : NULL};
     params_init(&gs->state);
 }
 
@@ -80,9 +80,10 @@ static int record_pass(struct graphs *gs, struct graph *g, struct err *e)
 int graph_make(struct graphs *gs, const struct graph_key *k, int threads, struct graph *g,
                struct err *e)
 {
-    struct plan_options o = {.threads = threads};
+    struct plan_options o = {.threads = threads, .ws = gs->ws};
     *g = (struct graph){.key = *k, .model = gs->model};
     if (!(g->tape = tape_new(e))) return -1;
+    g->tape->compute = gs->compute;
     if (k->kind == GRAPH_UPDATE ? record_update(gs, g, e) : record_pass(gs, g, e)) goto fail;
     if (!(g->plan = plan_cached(&gs->plans, g->tape, &o, e))) goto fail;
     return 0;
@@ -130,6 +131,7 @@ void graphs_forget(struct graphs *gs, const struct model_cache *cache)
 {
     for (int i = gs->n - 1; i >= 0; i--)
         if (gs->items[i].key.cache == cache) drop(gs, i);
+    exec_forget(gs->exec, &cache->params);
 }
 
 static int feed_derived(struct exec *x, const struct graph *g, const int32_t *pos,

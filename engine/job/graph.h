@@ -48,6 +48,8 @@ struct graph_optimiser {
 struct graphs {
     struct model *model; /* borrowed */
     struct exec *exec;   /* borrowed */
+    op_ws_fn ws;         /* of the device, see plan_options */
+    enum dtype compute;  /* of activations */
     struct graph_optimiser optimiser;
     struct params state; /* the running sum of squares */
     enum recompute recompute; /* of GRAPH_TRAIN; set before the first is made */
@@ -58,6 +60,7 @@ struct graphs {
     const struct plan *bound; /* what the exec has now, or NULL */
 };
 
+/* Plans are for the device of x; without x for the CPU, unless ws is set to another's. */
 void graphs_init(struct graphs *gs, struct model *m, struct exec *x);
 void graphs_clear(struct graphs *gs);
 /* Records and plans without a device: exec may be NULL. The caller frees by graph_clear. */

@@ -44,9 +44,9 @@ static int parse_model(struct job *j, struct err *e)
 /* Everything that decides a byte of the result, and nothing else (not paths, not threads). */
 static int hash_job(struct job *j, struct err *e)
 {
-    json_t *o = jx_pack(e, "{s:i, s:s, s:I, s:s, s:b, s:O}", "version", 1, "method",
+    json_t *o = jx_pack(e, "{s:i, s:s, s:I, s:s, s:b, s:b, s:O}", "version", 1, "method",
                         j->method->name, "seed", (json_int_t)j->seed, "model", j->model_id,
-                        "random", j->random, "settings", j->settings);
+                        "random", j->random, "bf16", j->bf16, "settings", j->settings);
     char *text = o ? jx_dump(o, e) : NULL;
     int rc = text ? hash_sha256(text, strlen(text), j->hash, e) : -1;
     mem_free(text);
@@ -54,11 +54,29 @@ static int hash_job(struct job *j, struct err *e)
     return rc;
 }
 
+static int parse_device(struct job *j, struct err *e)
+{
+    const char *device = "auto", *precision = "f32";
+    if (jx_opt_str(j->json, "device", &device, e) ||
+        jx_opt_str(j->json, "precision", &precision, e))
+        return -1;
+    j->device = str_eq(device, "cuda") ? SESSION_CUDA
+                : str_eq(device, "cpu") ? SESSION_CPU : SESSION_AUTO;
+    j->bf16 = str_eq(precision, "bf16");
+    if (j->device == SESSION_AUTO && !str_eq(device, "auto")) {
+        err_set(e, E_ARG, "device must be cpu, cuda or auto");
+        return err_param(e, "device");
+    }
+    if (j->bf16 || str_eq(precision, "f32")) return 0;
+    err_set(e, E_ARG, "precision must be f32 or bf16");
+    return err_param(e, "precision");
+}
+
 static int parse(struct job *j, struct err *e)
 {
     static const char *const names[] = {"version", "id", "seed", "model", "method", "settings",
                                         "training_file", "validation_file", "result_id",
-                                        "threads", NULL};
+                                        "threads", "device", "precision", NULL};
     int64_t version, seed, threads = 0;
     const char *method;
     json_t *settings, *schema;
@@ -69,7 +87,7 @@ static int parse(struct job *j, struct err *e)
         jx_str(j->json, "training_file", &j->training_file, e) ||
         jx_opt_str(j->json, "validation_file", &j->validation_file, e) ||
         jx_str(j->json, "result_id", &j->result_id, e) ||
-        jx_opt_int64(j->json, "threads", 0, THREADS_MAX, &threads, e))
+        jx_opt_int64(j->json, "threads", 0, THREADS_MAX, &threads, e) || parse_device(j, e))
         return -1;
     j->seed = (uint64_t)seed;
     j->threads = threads ? (int)threads : pool_default_threads();

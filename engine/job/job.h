@@ -3,7 +3,7 @@
 #define GRAFT_JOB_H
 
 #include "engine/base/err.h"
-#include "engine/method/method.h"
+#include "engine/job/session.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -18,6 +18,8 @@ struct job {
     uint64_t seed;
     bool random;            /* init of the model */
     int threads;            /* >= 1 */
+    enum session_device device;
+    bool bf16;              /* precision */
     char hash[65];          /* of all that decides the result: a checkpoint of another is refused */
 };
 

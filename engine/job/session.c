@@ -8,10 +8,30 @@
 static int open_tokenizer(struct session *s, const char *dir, struct err *e)
 {
     char path[FS_PATH_MAX];
+    size_t before = mem_live();
     if (fs_join(path, dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) return -1;
+    s->tok_bytes = (int64_t)(mem_live() - before);
     if (tok_size(s->tok) <= s->model->cfg.vocab_size) return 0;
     return err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
                    tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);
+}
+
+static struct exec *open_exec(const struct session_options *o, struct err *e)
+{
+    struct exec *x = o->device == SESSION_CPU ? NULL : exec_new_cuda(o->threads, e);
+    if (x || o->device == SESSION_CUDA) return x;
+    if (o->device == SESSION_AUTO && e->code != E_DEVICE) return NULL;
+    err_clear(e); /* no GPU */
+    return exec_new_cpu(o->threads, e);
+}
+
+static int check_compute(const struct session *s, struct err *e)
+{
+    if (!s->exec || !s->graphs.compute) return 0;
+    if (s->exec->device->dtypes >> DT_BF16 & 1) return 0;
+    err_set(e, E_UNSUPPORTED, "precision bf16 needs a GPU; this job runs on the %s",
+            s->exec->device->name);
+    return err_param(e, "precision");
 }
 
 int session_open(struct session *s, const struct session_options *o, struct err *e)
@@ -25,9 +45,12 @@ int session_open(struct session *s, const struct session_options *o, struct err 
         goto fail;
     }
     if (!s->model->image[0] && open_tokenizer(s, o->dir, e)) goto fail;
-    if (o->threads && !(s->exec = exec_new_cpu(o->threads, e))) goto fail;
+    if (o->threads && !(s->exec = open_exec(o, e))) goto fail;
     if (s->exec) s->exec->seed = o->seed;
     graphs_init(&s->graphs, s->model, s->exec);
+    if (!s->exec && o->device == SESSION_CUDA) s->graphs.ws = cuda_ws;
+    s->graphs.compute = o->bf16 ? DT_BF16 : DT_F32;
+    if (check_compute(s, e)) goto fail;
     return 0;
 fail:
     session_close(s);

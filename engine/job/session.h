@@ -18,13 +18,19 @@ struct session {
     struct tok *tok;         /* NULL: the model reads images */
     struct exec *exec;
     struct graphs graphs;
+    int64_t tok_bytes; /* heap of the tokeniser */
 };
+
+/* Where to compute: the CPU, a GPU, or a GPU if there is one that can be used. */
+enum session_device { SESSION_CPU, SESSION_CUDA, SESSION_AUTO };
 
 struct session_options {
     const char *dir;
     bool random;
     uint64_t seed;
     int threads; /* >= 1; 0: no exec, for planning alone */
+    enum session_device device;
+    bool bf16;   /* activations in bf16, on a device that has it; else f32 */
     bool images; /* a model that reads no text is fine, and has no tokenizer */
 };
 

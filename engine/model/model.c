@@ -138,6 +138,12 @@ struct model *model_open(const char *dir, const struct model_options *o, struct 
         goto fail;
     }
     if (hfconfig_load(&m->cfg, dir, e) || pick_arch(m, e)) goto fail;
+    if (m->labels && m->arch->task == &task_causal_lm) {
+        err_set(e, E_ARG, "a model of type %s has no classes: 'labels' is for classifiers",
+                m->cfg.model_type);
+        err_param(e, "labels");
+        goto fail;
+    }
     if (open_weights(m, e)) goto fail;
     if (m->arch->load(m, e) || (m->st && refuse_extra(m, e))) goto fail;
     return m;
@@ -197,7 +203,7 @@ int model_expect(const struct model *m, const struct model_task *task, struct er
                    m->arch->task->pipeline, task->pipeline);
 }
 
-static void shape_text(char out[96], int rank, const int64_t *shape)
+void model_shape_text(char out[96], int rank, const int64_t *shape)
 {
     int n = snprintf(out, 96, "[");
     for (int i = 0; i < rank && n < 80; i++)
@@ -211,8 +217,8 @@ static int from_file(struct model *m, struct param *p, const struct st_tensor *s
     for (int i = 0; same && i < p->rank; i++) same = s->shape[i] == p->shape[i];
     if (!same) {
         char in_file[96], wanted[96];
-        shape_text(in_file, s->rank, s->shape);
-        shape_text(wanted, p->rank, p->shape);
+        model_shape_text(in_file, s->rank, s->shape);
+        model_shape_text(wanted, p->rank, p->shape);
         return err_set(e, E_FORMAT, "tensor %s has shape %s, but config.json makes it %s", p->name,
                        in_file, wanted);
     }

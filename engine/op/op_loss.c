@@ -2,7 +2,9 @@
  * logits. */
 #include "engine/op/op_rules.h"
 
-enum { TILE = 128, SCRATCH = 1 << 20 }; /* rows of logits, and bytes of scratch, per thread */
+/* Rows of logits (half of it for large vocabularies) and bytes of scratch per thread; tiles of rows
+ * come by EVEN. */
+enum { TILE = 256, LARGE_V = 65536, EVEN = 4, SCRATCH = 1 << 20 };
 
 RULES_SHAPE(linear_ce, "c:NC a:VC i:N f:1 > f:1 c:NC f:VC f:1")
 
@@ -15,9 +17,10 @@ void cost_linear_ce(const void *attrs, const struct tensor *const *in,
     rules_cost((double)N * (double)V * (2 * C * products + 4), in, out, c);
     /* Per thread its scratch, the logits of a tile, its gathered rows of x and of dx; then a
      * loss and a count per tile, and the list of rows that have a target. */
-    int64_t rows = N < TILE ? N : TILE;
+    int64_t most = V > LARGE_V ? TILE / 2 : TILE, rows = N < most ? N : most;
     int64_t slot = SCRATCH + rows * (V + 2 * in[0]->shape[1]) * (int64_t)sizeof(float);
-    c->ws_bytes = threads * ((slot + 255) & ~(int64_t)255) + 16 * (N / TILE + 1) + 4 * N;
+    c->ws_bytes = threads * ((slot + 255) & ~(int64_t)255) +
+                  16 * (N / most + EVEN) + 4 * N;
 }
 
 static int times(struct tape *t, int x, int dy)

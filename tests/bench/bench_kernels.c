@@ -1,16 +1,16 @@
 /* Speed of the CPU kernels on one shape each, beside OpenBLAS on the same product (attention: two
  * OpenBLAS products per head around a softmax, backward five) or memcpy of the same bytes.
- * usage: bench_kernels [THREADS [NAME]]   both sides use THREADS (default: all) threads
+ * usage: bench_kernels [NAME [THREADS]]   NAME: part of a name; both sides use THREADS threads (2)
  *
- * graft and its peer take turns and the best turn of each counts, because others may be using the
- * machine; for the same reason one thread is timed by its CPU seconds, several by the wall clock.
- * Caches are warm with what the previous turn left.
+ * graft and its peer take turns. One thread is timed by its CPU seconds, several by the wall clock.
+ * Each turn finds in the caches what the other one's left there.
  */
 #include "engine/base/clock.h"
 #include "engine/base/mem.h"
 #include "engine/base/rng.h"
 #include "engine/cpu/cpu.h"
 #include "engine/op/mathx.h"
+#include "tests/bench/report.h"
 
 #include <cblas.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { MOST_MS = 400, LEAST_TURNS = 5, MOST_TURNS = 200 };
+enum { THREADS = 2, MOST_MS = 500, WARM = 3, LEAST_TURNS = 11 };
 
 struct input {
     enum dtype dtype;
@@ -53,9 +53,14 @@ struct bench {
 #define F(r, ...) {DT_F32, r, {__VA_ARGS__}, false}
 #define P(r, ...) {DT_F32, r, {__VA_ARGS__}, true}
 #define H(r, ...) {DT_BF16, r, {__VA_ARGS__}, false}
+#define NONE {DT_F32, 0, {0}, false}
 #define IDX(r, ...) {DT_I32, r, {__VA_ARGS__}, false}
 #define NT(name, n, m, k) \
     {name, OP_LINEAR, 2, {F(2, n, k), F(2, m, k)}, 0, n, m, k, 0, 2.0 * n * m * k, {{1}}}
+/* c += a b, as the second factor of an adapter is applied. */
+#define ADD(name, n, m, k) \
+    {name, OP_LINEAR, 4, {F(2, n, k), F(2, m, k), NONE, F(2, n, m)}, 0, n, m, k, 0, \
+     2.0 * n * m * k, {{1}}}
 #define NN(name, n, m, k) \
     {name, OP_LINEAR_DX, 2, {F(2, n, k), F(2, k, m)}, 0, n, m, k, 1, 2.0 * n * m * k, {{1}}}
 #define TN(name, n, m, k) \
@@ -77,9 +82,14 @@ static const struct bench benches[] = {
     NT("linear_2048x768x768", 2048, 768, 768),
     NT("linear_2048x3072x768", 2048, 3072, 768),
     NT("linear_2048x768x3072", 2048, 768, 3072),
+    NT("linear_2048x576x576", 2048, 576, 576),
+    NT("linear_2048x1536x576", 2048, 1536, 576),
+    NT("linear_2048x576x1536", 2048, 576, 1536),
+    NT("linear_2048x192x576", 2048, 192, 576),
     NT("linear_256x256x256", 256, 256, 256),
     NT("linear_2048x16x768", 2048, 16, 768),
     NT("linear_2048x768x16", 2048, 768, 16),
+    ADD("linear_add_2048x768x16", 2048, 768, 16),
     NT("linear_2048x8x768", 2048, 8, 768),
     NT("linear_1x3072x768", 1, 3072, 768),
     NT("linear_8x3072x768", 8, 3072, 768),
@@ -90,6 +100,10 @@ static const struct bench benches[] = {
      0, 2.0 * 3072 * 768, {{1}}},
     NN("linear_dx_2048x768x768", 2048, 768, 768),
     NN("linear_dx_2048x768x3072", 2048, 768, 3072),
+    NN("linear_dx_2048x576x576", 2048, 576, 576),
+    NN("linear_dx_2048x1536x576", 2048, 1536, 576),
+    NN("linear_dx_2048x576x1536", 2048, 576, 1536),
+    NN("linear_dx_2048x576x192", 2048, 576, 192),
     NN("linear_dx_2048x16x768", 2048, 16, 768),
     NN("linear_dx_2048x768x16", 2048, 768, 16),
     TN("linear_dw_768x768x2048", 768, 768, 2048),
@@ -100,10 +114,14 @@ static const struct bench benches[] = {
     ATT("attn_2x1024x12/4x64", 2, 1024, 12, 4, 64),
     ATB("attn_bwd_8x256x12x64", 8, 256, 12, 12, 64),
     ATB("attn_bwd_2x1024x12x64", 2, 1024, 12, 12, 64),
+    ATT("attn_4x512x9/3x64", 4, 512, 9, 3, 64),
+    ATB("attn_bwd_4x512x9/3x64", 4, 512, 9, 3, 64),
     {"linear_ce_1024x8000x512", OP_LINEAR_CE, 4, {F(2, 1024, 512), F(2, 8000, 512), IDX(1, 1024),
      P(1, 1)}, 4, 1024, 8000, 512, 0, 4.0 * 1024 * 8000 * 512, {{1}}},
     {"linear_ce_dw_1024x8000x512", OP_LINEAR_CE, 4, {F(2, 1024, 512), F(2, 8000, 512), IDX(1, 1024),
      P(1, 1)}, 0, 1024, 8000, 512, 0, 6.0 * 1024 * 8000 * 512, {{1}}},
+    {"linear_ce_512x49152x576", OP_LINEAR_CE, 4, {F(2, 512, 576), F(2, 49152, 576), IDX(1, 512),
+     P(1, 1)}, 4, 512, 49152, 576, 0, 4.0 * 512 * 49152 * 576, {{1}}},
     {"rmsnorm", OP_RMSNORM, 2, {F(2, 2048, 768), F(1, 768)}, 0, 0, 0, 0, 0, 0, {.norm = {1e-5f}}},
     {"rmsnorm_dx", OP_RMSNORM_DX, 4, {F(2, 2048, 768), F(2, 2048, 768), F(1, 768), P(1, 2048)}, 0,
      0, 0, 0, 0, 0, {{0}}},
@@ -152,17 +170,11 @@ static int64_t now_ns(const struct exec *x)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-static void die(const struct err *e)
-{
-    fprintf(stderr, "%s\n", e->msg);
-    exit(1);
-}
-
 static void *fill(const struct bench *b, const struct input *in, int64_t count, int index)
 {
     struct err e = ERR_INIT;
     float *p = mem_aligned((size_t)count * 4 + 64, 64, &e);
-    if (!p) die(&e);
+    if (!p) report_die(&e);
     if (in->positive) rng_fill_uniform(p, count, 0, 1, 1, RNG_USER, (uint32_t)index);
     else rng_fill_normal(p, count, 1, 1, RNG_USER, (uint32_t)index);
     for (int64_t i = 0; i < count; i++) {
@@ -273,15 +285,16 @@ static void peer_run(const struct bench *b, const struct step *s, float *tmp, in
     } else if (b->n) {
         int lda = b->layout == 2 ? b->n : b->k, ldb = b->layout == 0 ? b->k : b->m;
         cblas_sgemm(CblasRowMajor, ta[b->layout], tb[b->layout], b->n, b->m, b->k, 1, s->in[0],
-                    lda, s->in[1], ldb, 0, tmp, b->m);
+                    lda, s->in[1], ldb, s->in[3] ? 1 : 0, tmp, b->m);
     } else {
         memcpy(tmp, (char *)tmp + bytes / 2, (size_t)bytes / 2);
     }
 }
 
-static double peer_work(const struct bench *b, double work)
+/* State, and what a planner would let a product be added to. */
+static bool in_place(const struct bench *b, int out)
 {
-    return b->n ? 2.0 * b->n * b->m * b->k : work;
+    return out == 0 && (op_table[b->op].flags & F_STATE || (b->op == OP_LINEAR && b->nin == 4));
 }
 
 static void measure(const struct bench *b, struct exec *x)
@@ -292,63 +305,64 @@ static void measure(const struct bench *b, struct exec *x)
     struct step s = {.attrs = &b->attrs};
     struct op_cost cost = {0};
     for (int i = 0; i < b->nin; i++) {
+        if (!b->in[i].rank) continue;
         in[i] = (struct tensor){.dtype = b->in[i].dtype, .rank = b->in[i].rank, .count = 1};
         for (int k = 0; k < in[i].rank; k++) in[i].count *= in[i].shape[k] = b->in[i].shape[k];
         pin[i] = s.tin[i] = &in[i];
         s.in[i] = fill(b, &b->in[i], in[i].count, i);
     }
-    if (op_table[b->op].shape(&b->attrs, pin, out, &e)) die(&e);
+    if (op_table[b->op].shape(&b->attrs, pin, out, &e)) report_die(&e);
     for (int j = 0; j < op_table[b->op].nout; j++) {
         out[j].count = 1;
         for (int k = 0; k < out[j].rank; k++) out[j].count *= out[j].shape[k];
-        bool state = j == 0 && op_table[b->op].flags & F_STATE;
         if (b->unwanted >> j & 1) continue;
         pout[j] = s.tout[j] = &out[j];
-        s.out[j] = state ? (void *)s.in[op_table[b->op].inplace]
-                         : mem_aligned((size_t)out[j].count * 4 + 64, 64, &e);
+        s.out[j] = in_place(b, j) ? (void *)s.in[op_table[b->op].inplace]
+                                  : mem_aligned((size_t)out[j].count * 4 + 64, 64, &e);
     }
     op_table[b->op].cost(&b->attrs, pin, pout, pool_threads(x->pool), &cost);
     s.ws_bytes = cost.ws_bytes;
     s.ws = mem_aligned((size_t)cost.ws_bytes + 256, 256, &e);
-    double work = b->work > 0 ? b->work : (double)cost.bytes, graft = 1e30, peer = 1e30;
+    double work = b->work > 0 ? b->work : (double)cost.bytes;
+    double of_peer = b->n ? 2.0 * b->n * b->m * b->k : work;
     int64_t T = in[0].shape[1], tmp_bytes = b->n ? 4 * (int64_t)b->n * b->m : cost.bytes;
     if (b->op == OP_ATTN || b->op == OP_ATTN_BWD) tmp_bytes = 8 * T * T;
     float *tmp = mem_aligned((size_t)tmp_bytes + 64, 64, &e);
-    if (!tmp || !s.ws) die(&e);
+    struct rounds r = {.n = 0};
+    if (!tmp || !s.ws) report_die(&e);
     memset(tmp, 0, (size_t)tmp_bytes);
     int64_t start = clock_mono_ns();
-    for (int turn = 0; turn < MOST_TURNS; turn++) {
-        if (turn >= LEAST_TURNS && clock_mono_ns() - start > MOST_MS * 1000000LL) break;
+    for (int i = -WARM; i < ROUNDS_MAX; i++) {
+        if (i >= LEAST_TURNS && clock_mono_ns() - start > MOST_MS * 1000000LL) break;
         int64_t t0 = now_ns(x);
-        if (x->device->table[b->op](&s, x, &e)) die(&e);
+        if (x->device->table[b->op](&s, x, &e)) report_die(&e);
         int64_t t1 = now_ns(x);
         peer_run(b, &s, tmp, tmp_bytes);
         int64_t t2 = now_ns(x);
-        if ((double)(t1 - t0) < graft) graft = (double)(t1 - t0);
-        if ((double)(t2 - t1) < peer) peer = (double)(t2 - t1);
+        if (i < 0) continue;
+        r.graft[i] = (double)(t1 - t0) * 1e-9;
+        r.peer[i] = (double)(t2 - t1) * 1e-9 * work / of_peer; /* as if for the same work */
+        r.n = i + 1;
     }
-    double mine = work / graft, other = peer_work(b, work) / peer;
-    printf("bench %s graft=%.1f peer=%.1f ratio=%.2f unit=%s\n", b->name, mine, other,
-           mine / other, b->work > 0 ? "GFLOP/s" : "GB/s");
-    fflush(stdout);
+    report_rounds(b->name, &r, work, 1e9, b->work > 0 ? "GFLOP" : "GB");
     mem_free(tmp);
     mem_free(s.ws);
     for (int j = 0; j < op_table[b->op].nout; j++)
-        if (s.out[j] && !(j == 0 && op_table[b->op].flags & F_STATE)) mem_free(s.out[j]);
+        if (s.out[j] && !in_place(b, j)) mem_free(s.out[j]);
     for (int i = 0; i < b->nin; i++) mem_free((void *)s.in[i]);
 }
 
 int main(int argc, char **argv)
 {
     struct err e = ERR_INIT;
-    int threads = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 0;
+    int threads = argc > 2 ? (int)strtol(argv[2], NULL, 10) : THREADS;
     struct exec *x = exec_new_cpu(threads, &e);
-    if (!x) die(&e);
-    openblas_set_num_threads(pool_threads(x->pool));
-    printf("# level %s, %d threads, peer OpenBLAS %s\n", cpu_level_pick(&e)->name,
-           pool_threads(x->pool), openblas_get_corename());
+    if (!x) report_die(&e);
+    openblas_set_num_threads(threads);
+    report_machine(threads);
+    printf("# peer of products: OpenBLAS %s\n", openblas_get_corename());
     for (size_t i = 0; i < sizeof benches / sizeof *benches; i++)
-        if (argc < 3 || strstr(benches[i].name, argv[2])) measure(&benches[i], x);
+        if (argc < 2 || strstr(benches[i].name, argv[1])) measure(&benches[i], x);
     exec_free(x);
     return 0;
 }

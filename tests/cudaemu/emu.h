@@ -32,6 +32,7 @@
 #define CU_KERNEL static
 #define CU_FN static inline __attribute__((unused))
 #define CU_UNROLL
+#define CU_UNROLL4
 #define CU_ARRAY(type, name, dims)                                             \
     static char name##_site;                                                   \
     type(&name) dims = *(type(*) dims)emu_shared(&name##_site, sizeof(type dims))

@@ -5,7 +5,7 @@
 #include <vector>
 
 struct desc { int transa, transb, epilogue; const void *bias; };
-struct layout { int type; int64_t rows, cols, ld, stride; int32_t batch; };
+struct layout { int type; int64_t rows, cols, ld; };
 
 enum { R_32F = 0, R_16BF = 14, EPILOGUE_BIAS = 4 };
 
@@ -49,20 +49,11 @@ int cublasLtMatmulDescSetAttribute(void *d, int what, const void *v, size_t byte
 int cublasLtMatrixLayoutCreate(void **l, int type, uint64_t rows, uint64_t cols, int64_t ld)
 {
     if (ld < (int64_t)rows) return 7;
-    *l = new layout{type, (int64_t)rows, (int64_t)cols, ld, 0, 1};
+    *l = new layout{type, (int64_t)rows, (int64_t)cols, ld};
     return 0;
 }
 
 int cublasLtMatrixLayoutDestroy(void *l) { delete (layout *)l; return 0; }
-
-int cublasLtMatrixLayoutSetAttribute(void *l, int what, const void *v, size_t bytes)
-{
-    layout *p = (layout *)l;
-    if (what == 5) memcpy(&p->batch, v, bytes);
-    else if (what == 6) memcpy(&p->stride, v, bytes);
-    else return 7;
-    return bytes != (what == 5 ? 4 : 8);
-}
 
 int cublasLtMatmulPreferenceCreate(void **p) { *p = new uint64_t[8](); return 0; }
 int cublasLtMatmulPreferenceDestroy(void *p) { delete[](uint64_t *)p; return 0; }
@@ -101,22 +92,18 @@ struct call {
 static void multiply(const call &g)
 {
     int64_t m = g.c.rows, n = g.c.cols, k = g.e.transa ? g.a.rows : g.a.cols;
-    for (int64_t z = 0; z < g.c.batch; z++)
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t i = 0; i < m; i++) {
-                float sum = 0;
-                for (int64_t p = 0; p < k; p++) {
-                    int64_t at = g.e.transa ? i * g.a.ld + p : p * g.a.ld + i;
-                    int64_t bt = g.e.transb ? p * g.b.ld + j : j * g.b.ld + p;
-                    sum = fmaf(get(g.pa, g.a.type, z * g.a.stride + at),
-                               get(g.pb, g.b.type, z * g.b.stride + bt), sum);
-                }
-                int64_t at = z * g.c.stride + j * g.c.ld + i;
-                float y = g.alpha * sum;
-                if (g.beta != 0) y += g.beta * get(g.pc, g.c.type, at);
-                if (g.e.epilogue == EPILOGUE_BIAS) y += get(g.e.bias, g.c.type, i);
-                set(g.pd, g.c.type, at, y);
-            }
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < m; i++) {
+            float sum = 0;
+            for (int64_t p = 0; p < k; p++)
+                sum = fmaf(get(g.pa, g.a.type, g.e.transa ? i * g.a.ld + p : p * g.a.ld + i),
+                           get(g.pb, g.b.type, g.e.transb ? p * g.b.ld + j : j * g.b.ld + p), sum);
+            int64_t at = j * g.c.ld + i;
+            float y = g.alpha * sum;
+            if (g.beta != 0) y += g.beta * get(g.pc, g.c.type, at);
+            if (g.e.epilogue == EPILOGUE_BIAS) y += get(g.e.bias, g.c.type, i);
+            set(g.pd, g.c.type, at, y);
+        }
 }
 
 int cublasLtMatmul(void *, void *d, const void *alpha, const void *a, void *la, const void *b,

@@ -143,6 +143,7 @@ function check_variable(s,    what) {
     if (is_test || FILENAME ~ /(^|\/)(main|log|pool|fault|mem)\.c$/) return
     gsub(/[ \t]+/, " ", s)
     sub(/^ /, "", s)
+    sub(/^template <[^>]*> /, "", s)
     if (s == "" || s ~ /^(typedef|extern|_Static_assert)/ || s !~ /[A-Za-z0-9_\]})] ?$/) return
     while (match(s, /\{[^{}]*\}/)) s = substr(s, 1, RSTART - 1) "@" substr(s, RSTART + RLENGTH)
     sub(/ ?=.*/, "", s)

@@ -78,6 +78,11 @@ struct kernels {
     const char *name;                /* of the table */
     const op_run_fn *table;
     struct exec *exec[OPTEST_EXECS]; /* of 1, 2, 3 and 7 threads; borrowed */
+    enum dtype compute;              /* what compute tensors are made of: F32 or BF16 */
+    const struct kernels *peer;      /* whose bytes F_EXACT operations must give, or NULL */
+    /* On a device with memory of its own: */
+    bool watched;                    /* somebody sees strays: buffers there have no guard bands */
+    void (*order)(uint64_t seed);    /* told before each run, with a number per exec; or NULL */
 };
 
 int kernel_check(const struct kernels *k, int op, const struct op_sample *s, struct mutant *m,

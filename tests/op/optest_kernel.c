@@ -11,7 +11,7 @@
 
 enum { GUARD = 256, GUARD_BYTE = 0xa5, CAP = 1 << 30 };
 
-static const uint32_t signalling_nan = 0x7fa00000;
+static const uint32_t signalling_nan = 0x7fa07fa0; /* as f32, and as two of bf16 */
 static const int thread_counts[OPTEST_EXECS] = {1, 2, 3, 7};
 
 /* One way to call the kernel. */
@@ -30,7 +30,9 @@ struct block {
     unsigned char *p;
     size_t bytes;
     size_t guard; /* bytes of the band before p; the one behind ends at a multiple of GUARD */
+    size_t shift; /* of p from a multiple of GUARD */
     uint64_t hash;
+    void *there, *at; /* on a device: what was allocated, and where p is */
 };
 
 struct bench {
@@ -58,8 +60,8 @@ static int block_new(struct bench *b, struct block *k, size_t bytes, size_t shif
     unsigned char *base = arena_alloc(&b->arena, bytes + shift + 3 * GUARD, e);
     if (!base) return -1;
     size_t start = GUARD - (uintptr_t)base % GUARD + shift;
-    if (start < GUARD / 2) start += GUARD;
-    *k = (struct block){.p = base + start, .bytes = bytes, .guard = start};
+    if (start < GUARD) start += GUARD;
+    *k = (struct block){.p = base + start, .bytes = bytes, .shift = shift, .guard = start};
     memset(base, GUARD_BYTE, bytes + shift + 3 * GUARD);
     return 0;
 }
@@ -86,7 +88,7 @@ static uint64_t block_hash(const struct block *k)
 static double before(const struct bench *b, int j, int64_t i)
 {
     float v = rng_uniform(b->s->key, RNG_USER + 20, (uint32_t)j, (uint64_t)i) - 0.5f;
-    return (double)v;
+    return ref_round(b->tout[j].dtype, (double)v);
 }
 
 static int make_inputs(struct bench *b, const struct variant *v, struct step *s, struct result *r,
@@ -117,11 +119,13 @@ static int make_outputs(struct bench *b, const struct variant *v, struct step *s
             s->out[0] = r->out[0].p;
             continue;
         }
-        if (block_new(b, &r->out[j], 4 * (size_t)b->tout[j].count, 0, e)) return -1;
-        for (int64_t i = 0; i < b->tout[j].count; i++) {
-            float f = (float)before(b, j, i);
-            if (v->accum >> j & 1) memcpy(r->out[j].p + 4 * i, &f, 4);
-            else memcpy(r->out[j].p + 4 * i, &signalling_nan, 4);
+        const struct tensor *t = &b->tout[j];
+        size_t size = dtype_size(t->dtype);
+        if (block_new(b, &r->out[j], size * (size_t)t->count, 0, e)) return -1;
+        for (int64_t i = 0; i < t->count; i++) {
+            double old = before(b, j, i);
+            if (v->accum >> j & 1) optest_encode(t->dtype, &old, 1, r->out[j].p + size * (size_t)i);
+            else memcpy(r->out[j].p + size * (size_t)i, &signalling_nan, size);
         }
         s->out[j] = r->out[j].p;
     }
@@ -135,6 +139,8 @@ static int make_workspace(struct bench *b, const struct variant *v, struct step 
     op_table[b->op].cost(b->s->attrs, b->pin, b->pout, thread_counts[v->exec], &cost);
     if (cost.flops < 0 || cost.bytes < 0 || cost.ws_bytes < 0)
         return err_set(e, E_BUG, "cost: negative numbers");
+    const struct device *d = b->kernels->exec[v->exec]->device;
+    if (d->ws) cost.ws_bytes = d->ws(b->op, b->s->attrs, b->pin, b->pout, cost.ws_bytes);
     if (!cost.ws_bytes) return 0;
     if (block_new(b, &r->ws, (size_t)cost.ws_bytes, 0, e)) return -1;
     memset(r->ws.p, v->dirt, r->ws.bytes);
@@ -162,6 +168,63 @@ static int check_blocks(const struct bench *b, const struct variant *v, const st
     return 0;
 }
 
+/* ---- on a device with memory of its own ---- */
+
+/* Bytes that go there with a block: of the bands, if nobody else sees strays. */
+static size_t lead(const struct bench *b, const struct block *k)
+{
+    return k->shift + (b->kernels->watched ? 0 : GUARD);
+}
+
+static size_t span(const struct bench *b, const struct block *k)
+{
+    return lead(b, k) + k->bytes + (b->kernels->watched ? 0 : GUARD);
+}
+
+static int up(const struct bench *b, struct exec *x, struct block *k, struct err *e)
+{
+    if (!k->p) return 0;
+    if (exec_alloc(x, span(b, k), &k->there, e)) return -1;
+    k->at = (char *)k->there + lead(b, k);
+    return exec_put(x, k->there, k->p - lead(b, k), span(b, k), e);
+}
+
+static int down(const struct bench *b, struct exec *x, struct block *k, struct err *e)
+{
+    if (!k->there) return 0;
+    int rc = exec_get(x, k->p - lead(b, k), k->there, span(b, k), e);
+    exec_release(x, k->there);
+    k->there = NULL;
+    return rc;
+}
+
+/* Output 0 may be an input (in place, a state): the same block then. */
+static int call_there(const struct bench *b, const struct step *s, struct exec *x,
+                      struct result *r, struct err *e)
+{
+    struct step there = *s;
+    bool shared = false;
+    int rc = up(b, x, &r->ws, e);
+    for (int i = 0; i < NODE_IN && !rc; i++) {
+        rc = up(b, x, &r->in[i], e);
+        there.in[i] = r->in[i].at;
+        if (!r->out[0].p || r->out[0].p != r->in[i].p) continue;
+        there.out[0] = r->in[i].at;
+        shared = true;
+    }
+    for (int j = shared; j < NODE_OUT && !rc; j++) {
+        rc = up(b, x, &r->out[j], e);
+        there.out[j] = r->out[j].at;
+    }
+    there.ws = r->ws.at;
+    if (!rc) rc = exec_call(x, b->op, &there, e);
+    struct err late = ERR_INIT, *late_e = rc ? &late : e;
+    rc |= down(b, x, &r->ws, late_e);
+    for (int i = 0; i < NODE_IN; i++) rc |= down(b, x, &r->in[i], late_e);
+    for (int j = shared; j < NODE_OUT; j++) rc |= down(b, x, &r->out[j], late_e);
+    return rc;
+}
+
 static int run(struct bench *b, const struct variant *v, struct result *r, struct err *e)
 {
     struct exec *x = b->kernels->exec[v->exec];
@@ -171,7 +234,10 @@ static int run(struct bench *b, const struct variant *v, struct result *r, struc
     if (make_workspace(b, v, &s, r, e)) return -1;
     x->seed = b->s->key;
     x->rng_step = 3;
-    if (mutant_run(b->kernels->table[b->op], b->op, &s, x, b->m, e)) return -1;
+    if (b->kernels->order) b->kernels->order((uint64_t)v->exec);
+    if (x->device->ops ? call_there(b, &s, x, r, e)
+                       : mutant_run(b->kernels->table[b->op], b->op, &s, x, b->m, e))
+        return -1;
     return check_blocks(b, v, r, e);
 }
 
@@ -192,7 +258,7 @@ static int expect(struct bench *b, unsigned accum, struct err *e)
     }
     for (int j = 0; j < op_table[b->op].nout; j++) {
         struct ref_tensor *y = &b->out[j];
-        *y = (struct ref_tensor){.dtype = DT_F32, .rank = b->tout[j].rank};
+        *y = (struct ref_tensor){.dtype = b->tout[j].dtype, .rank = b->tout[j].rank};
         y->count = b->tout[j].count;
         memcpy(y->shape, b->tout[j].shape, sizeof y->shape);
         y->d = arena_alloc(&b->arena, sizeof(double) * (size_t)(y->count + 1), e);
@@ -211,7 +277,7 @@ static int near_one(struct bench *b, const struct block *got, const struct ref_t
 {
     double *d = arena_alloc(&b->arena, sizeof *d * (size_t)(want->count + 1), e);
     if (!d) return -1;
-    optest_decode(DT_F32, got->p, want->count, d);
+    optest_decode(want->dtype, got->p, want->count, d);
     double off = optest_distance(d, want->d, want->count);
     if (off <= b->tolerance) return 0;
     return err_set(e, E_NUMERIC, "%s %d: relative L2 error %.3g, allowed %.3g", what, number, off,
@@ -319,14 +385,63 @@ static int shapes(struct bench *b, struct err *e)
     return 0;
 }
 
+/* The sample with its compute tensors in bf16. Weights keep their type, but have values that a
+ * kernel may convert to bf16. */
+static int to_bf16(struct bench *b, const struct op_sample *s, struct op_sample *out, struct err *e)
+{
+    const char *w = op_table[b->op].signature;
+    struct attrs_embed embed = {DT_BF16};
+    *out = *s;
+    for (int i = 0; i < s->nin; i++, w += strcspn(w, " "), w += *w == ' ') {
+        struct ref_tensor *x = &out->in[i];
+        if ((*w != 'c' && *w != 'a') || !x->d) continue;
+        if (*w == 'c') x->dtype = DT_BF16;
+        x->d = arena_alloc(&b->arena, sizeof(double) * (size_t)(x->count + 1), e);
+        if (!x->d) return -1;
+        for (int64_t n = 0; n < x->count; n++) x->d[n] = ref_round(DT_BF16, s->in[i].d[n]);
+    }
+    /* Without a compute input the attributes say what comes out. */
+    if (b->op == OP_EMBED) memcpy(out->attrs, &embed, sizeof embed);
+    if (b->op == OP_PATCHES) {
+        struct attrs_patches patches;
+        memcpy(&patches, out->attrs, sizeof patches);
+        patches.compute = DT_BF16;
+        memcpy(out->attrs, &patches, sizeof patches);
+    }
+    return 0;
+}
+
+/* The bytes of the peer, where an operation promises them. */
+static int like_peer(struct bench *b, struct err *e)
+{
+    struct variant plain = {.what = "as the peer", .dirt = 0xff};
+    struct bench peer = *b;
+    struct result first;
+    int rc = -1;
+    if (!b->kernels->peer || !(op_table[b->op].flags & F_EXACT)) return 0;
+    peer.kernels = b->kernels->peer;
+    arena_init(&peer.arena, CAP);
+    if (!run(&peer, &plain, &first, e)) rc = repeat(b, plain, &first, e);
+    arena_clear(&peer.arena);
+    return rc;
+}
+
 int kernel_check(const struct kernels *k, int op, const struct op_sample *s, struct mutant *m,
                  struct err *e)
 {
     struct bench b = {.kernels = k, .op = op, .s = s, .m = m};
-    b.tolerance = 2e-6 * sqrt((double)(s->k_red > 1 ? s->k_red : 1));
+    struct op_sample rounded;
+    b.tolerance = k->compute == DT_BF16 ? 6e-3
+                                        : 2e-6 * sqrt((double)(s->k_red > 1 ? s->k_red : 1));
     arena_init(&b.arena, CAP);
-    int rc = shapes(&b, e);
+    int rc = 0;
+    if (k->compute == DT_BF16) {
+        rc = to_bf16(&b, s, &rounded, e);
+        b.s = &rounded;
+    }
+    if (!rc) rc = shapes(&b, e);
     if (!rc) rc = check(&b, e);
+    if (!rc) rc = like_peer(&b, e);
     arena_clear(&b.arena);
     return rc;
 }
@@ -398,7 +513,8 @@ int plan_check(const struct kernels *k, int op, const struct op_sample *s, struc
     tape_output(r.tape, r.y);
     for (int i = 0; i < NODE_IN; i++)
         if (r.dx[i] >= 0) tape_output(r.tape, r.dx[i]);
-    plan = plan_make(r.tape, &(struct plan_options){.threads = thread_counts[1]}, e);
+    plan = plan_make(r.tape, &(struct plan_options){.threads = thread_counts[1],
+                                                    .ws = x->device->ws}, e);
     if (!plan || ref_run_init(&run, r.tape, e)) goto out;
     x->poison = true;
     if (!exec_bind(x, plan, e)) rc = both(x, &run, &r, s, &a, e);
