@@ -26,7 +26,7 @@ $(CU_SRC:%.cu=$(B)/%.o): $(B)/%.o: %.cu
 
 $(B)/pic/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALLFLAGS) -fPIC -fvisibility=hidden -MMD -MP -c -o $@ $<
+	$(CC) $(BARE_FLAGS) -fPIC -fvisibility=hidden -MMD -MP -c -o $@ $<
 
 $(B)/libgraft_cuda.so: $(CU_OBJ)
 	$(NVCC) $(CU_ARCH) -shared -cudart static -o $@ $^
@@ -82,3 +82,38 @@ cudaemu-bins: $(CU_TEST) $(B)/tests/cudaemu/emu_test $(B)/cudaemu/libcublasLt.so
 check-cudaemu:
 	$(MAKE) -j$$(nproc) cudaemu-bins
 	bash tests/cudaemu/run.sh $(B)
+
+# ---- a real GPU ----
+
+# The engine below its formats, alone: neither JSON, nor hashes of files, nor a test library, so that
+# a machine with nvcc and a C compiler is enough (what calls the missing files is left out by the
+# linker). Stand-ins for two headers are in tests/cudaemu/bare.
+BARE_SKIP := engine/base/jx.c engine/base/hash.c engine/base/manifest.c \
+             engine/core/plan_cache.c
+BARE_SRC  := $(filter-out $(BARE_SKIP),$(wildcard $(addsuffix /*.c,$(addprefix engine/,base core op \
+               cpu cuda)))) engine/op/ref/*.c tests/op/optest*.c tests/lib/toy_llama.c \
+             tests/cudaemu/bare/bare.c
+BARE_OBJ  := $(patsubst %.c,$(B)/bare/%.o,$(wildcard $(BARE_SRC))) \
+             $(foreach l,$(CPU_LEVELS),$(CPU_KERNELS:%.c=$(B)/bare/%.$l.o))
+BARE_TEST := $(patsubst %,$(B)/bare/tests/cudaemu/%,op_test device_test update_test)
+BARE_FLAGS := -std=c11 -D_GNU_SOURCE -DGRAFT_VERSION='"$(VERSION)"' -Itests/cudaemu/bare -I. -O2 -g \
+              $(WARN) -fPIE -ffunction-sections $(FPFLAGS)
+
+$(B)/bare/engine/cpu/%.o: BARE_FLAGS += -O3 -Wno-psabi
+$(B)/bare/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(BARE_FLAGS) -MMD -MP -c -o $@ $<
+define BARE_LEVEL_RULE
+$(B)/bare/%.$1.o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(BARE_FLAGS) -DCPU_LEVEL=$1 $$(CPU_FLAGS_$1) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach l,$(CPU_LEVELS),$(eval $(call BARE_LEVEL_RULE,$l)))
+
+$(BARE_TEST): %: %.o $(BARE_OBJ)
+	$(CC) -pie -Wl,--gc-sections -o $@ $^ -lpthread -lm -ldl
+
+.PHONY: check-gpu gpu-bins
+gpu-bins: $(BARE_TEST) $(B)/libgraft_cuda.so
+check-gpu:
+	bash tests/cudaemu/gpu.sh $(B)

@@ -264,9 +264,9 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
                         "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name,
-                        "method", j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
-                        "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
-                        "settings", j->settings);
+                        "method", j->method->name, "seed", (json_int_t)j->seed, "model", "id",
+                        j->model_id, "init", j->random ? "random" : "pretrained", "result_id",
+                        j->result_id, "settings", j->settings);
     if (!o || jx_set(json_object_get(o, "model"), "files", base_hashes(x->r, e), e) ||
         jx_set(o, "training_file", file_hash(j->training_file, e), e) ||
         jx_set(o, "validation_file", file_hash(j->validation_file, e), e) ||

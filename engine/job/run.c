@@ -105,8 +105,8 @@ static int check_memory(const struct run *r, int64_t need, struct err *e)
     struct exec *x = r->session.exec;
     if (x->device->ops) x->device->ops->memory(x, &have, &total);
     if (have <= 0 || need <= have) return 0;
-    return err_set(e, E_DEVMEM, "the job needs %lld MiB of memory, %s has %lld: lower batch_size or "
-                   "max_length", (long long)(need >> 20),
+    return err_set(e, E_DEVMEM, "the job needs %lld MiB of memory, %s has %lld: lower batch_size"
+                   " or max_length", (long long)(need >> 20),
                    x->device->ops ? "the GPU" : "the machine", (long long)(have >> 20));
 }
 

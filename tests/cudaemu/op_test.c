@@ -1,6 +1,7 @@
 /* Every operation's CUDA kernel against its double-precision reference, in f32 and in bf16, several
  * orders of threads; the bits of the CPU where the operation promises them. Runs on whatever CUDA
  * library it is given: the emulation (make check-cudaemu) or a GPU (make check-gpu). */
+#include "engine/base/str.h"
 #include "tests/op/optest.h"
 
 #include <dlfcn.h>
@@ -67,6 +68,14 @@ static bool has_compute(int op)
     return false;
 }
 
+/* "2/3": the tests 2, 5, 8, ... move to the front; how many. */
+static size_t keep_part(struct CMUnitTest *tests, size_t n, const char *part)
+{
+    size_t k = (size_t)(part[0] - '1'), of = (size_t)(part[2] - '0'), kept = 0;
+    for (size_t i = k; i < n; i += of) tests[kept++] = tests[i];
+    return kept;
+}
+
 static void open_tables(struct kernels tables[TABLES], struct kernels *cpu)
 {
     struct err e = ERR_INIT;
@@ -91,7 +100,8 @@ static void open_tables(struct kernels tables[TABLES], struct kernels *cpu)
     tables[BF16].peer = NULL; /* the CPU computes in f32 */
 }
 
-/* usage: op_test [PATTERN]   only tests whose name matches, e.g. "linear_*" */
+/* usage: op_test [PATTERN | --part K/N]
+ *   PATTERN: only tests whose name matches, e.g. "linear_*"; --part: every N-th, from the K-th */
 int main(int argc, char **argv)
 {
     enum { PER_OP = 3 };
@@ -116,7 +126,8 @@ int main(int argc, char **argv)
             n++;
         }
     }
-    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2 && str_eq(argv[1], "--part")) n = keep_part(tests, n, argv[2]);
+    else if (argc > 1) cmocka_set_test_filter(argv[1]);
     int failed = _cmocka_run_group_tests("cuda", tests, n, NULL, NULL);
     exec_free(tables[F32].exec[0]);
     exec_free(cpu.exec[0]);
