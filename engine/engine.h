@@ -74,9 +74,16 @@ struct engine_hooks {
 enum engine_exit engine_run(const char *dir, int attempt, const struct engine_hooks *hooks,
                             struct err *e);
 
-/* What it would take, without running: {"peak_bytes", "bytes": {weights, trainable, gradients,
- * moments, activations, workspace}, "flops_per_step", "steps", "result_bytes"}. */
-json_t *engine_plan(const json_t *job, struct err *e);
+/* What it would take, without running:
+ *   "peak_bytes"        of the whole process, and its parts: "bytes": {"process", "weights",
+ *                       "trainable", "gradients", "moments", "activations", "workspace", "finish"}
+ *   "fits"              into "free_bytes" of "memory_bytes"; if not, "advice": what to change
+ *   "recompute"         the policy it would take
+ *   "flops_per_step", "seconds_per_step", "seconds" (of the job, without samples and export),
+ *   "steps", "rows", "parameters", "trainable_parameters"
+ *   "result_bytes"      and "results": {"adapter"?, "merged", "checkpoint"} on disk
+ * Seconds come from a measurement of this device, kept in cache_dir/profile.json. */
+json_t *engine_plan(const json_t *job, const char *cache_dir, struct err *e);
 
 /* [{"name", "title", "paper", "kind", "inputs": [...], "schema": {JSON Schema}}], per method. */
 json_t *engine_methods(struct err *e);

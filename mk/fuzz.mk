@@ -5,11 +5,15 @@ FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 MIN      ?= 1
 
 # Each rule fills $(FUZZ_B)/corpus-NAME, which grows from run to run.
-.PHONY: fuzz fuzz-run seeds_tok
+.PHONY: fuzz fuzz-run seeds_tok seeds_npz
 seeds_tok:
 	@mkdir -p $(FUZZ_B)/corpus-tok
 	@for f in tests/unit/golden/tok_*.json; do \
 	  { cat $$f; printf '\0na\303\257ve fox <s>12345\n'; } >$(FUZZ_B)/corpus-tok/$$(basename $$f); done
+
+seeds_npz:
+	@mkdir -p $(FUZZ_B)/corpus-npz
+	@cp tests/unit/golden/npz_*.npz $(FUZZ_B)/corpus-npz
 
 fuzz:
 	$(MAKE) B=$(FUZZ_B) CC=clang SAN="$(FUZZ_SAN) -fsanitize=fuzzer-no-link" fuzz-run
@@ -21,7 +25,7 @@ fuzz-run: $(FUZZ_SRC:tests/fuzz/fuzz_%.c=seeds_%) $(FUZZ_SRC:%.c=$(B)/%)
 
 # The parsers alone: the kernels need not build with clang for this.
 FUZZ_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard engine/base/*.c engine/tok/*.c engine/fmt/*.c \
-              engine/data/*.c))
+              engine/data/*.c engine/core/dtype.c))
 $(B)/libparsers.a: $(FUZZ_OBJ)
 	@rm -f $@
 	ar rcs $@ $^

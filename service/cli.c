@@ -71,15 +71,6 @@ static int run(const struct args *a, struct err *e)
     return cli_job_run(a->rest[0], a->dir, threads, e);
 }
 
-static void print_size(const char *label, const json_t *v)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double x = json_number_value(v);
-    int u = 0;
-    for (; x >= 1024 && u < 4; u++) x /= 1024;
-    printf("  %-22s %8.*f %s\n", label, u ? 1 : 0, x, units[u]);
-}
-
 static int print_json(const json_t *v, struct err *e)
 {
     char *text = jx_dump_pretty(v, e);
@@ -91,29 +82,7 @@ static int print_json(const json_t *v, struct err *e)
 
 static int plan(const struct args *a, struct err *e)
 {
-    static const char *const parts[] = {"weights", "trainable", "gradients", "moments",
-                                        "activations", "workspace"};
-    json_t *job = cli_job_load(a->rest[0], -1, e), *p = job ? engine_plan(job, e) : NULL;
-    int code = EXIT_DONE;
-    json_decref(job);
-    if (!p) return EXIT_USER;
-    if (a->json) {
-        code = print_json(p, e);
-    } else {
-        printf("memory\n");
-        print_size("peak", json_object_get(p, "peak_bytes"));
-        for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-            print_size(parts[i], json_object_get(json_object_get(p, "bytes"), parts[i]));
-        printf("work\n  %-22s %8lld\n  %-22s %8lld\n  %-22s %8.4g\n", "rows",
-               (long long)json_integer_value(json_object_get(p, "rows")), "steps",
-               (long long)json_integer_value(json_object_get(p, "steps")),
-               "operations per step",
-               json_number_value(json_object_get(p, "flops_per_step")));
-        printf("disk\n");
-        print_size("result", json_object_get(p, "result_bytes"));
-    }
-    json_decref(p);
-    return code;
+    return cli_job_plan(a->rest[0], a->json, e);
 }
 
 /* ---- methods ---- */

@@ -242,3 +242,72 @@ out:
     json_decref(job);
     return code;
 }
+
+/* ---- plans ---- */
+
+static int cache_folder(char out[FS_PATH_MAX], struct err *e)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (xdg && xdg[0] == '/') return fs_join(out, xdg, "graft", e);
+    if (home && home[0] == '/') return fs_join(out, home, ".cache/graft", e);
+    return err_set(e, E_ARG, "neither XDG_CACHE_HOME nor HOME names a folder");
+}
+
+static void print_bytes(const char *label, double x)
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+    int u = 0;
+    for (; x >= 1024 && u < 4; u++) x /= 1024;
+    printf("  %-22s %8.*f %s\n", label, u ? 1 : 0, x, units[u]);
+}
+
+static void print_all_bytes(const json_t *o)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)o, key, v) print_bytes(key, json_number_value(v));
+}
+
+static void print_seconds(const char *label, double s)
+{
+    if (s < 120) printf("  %-22s %8.3g s\n", label, s);
+    else printf("  %-22s %8lld:%02lld:%02lld\n", label, (long long)s / 3600, (long long)s / 60 % 60,
+                (long long)s % 60);
+}
+
+static void print_plan(const json_t *p)
+{
+    printf("memory\n");
+    print_bytes("peak", json_number_value(json_object_get(p, "peak_bytes")));
+    print_all_bytes(json_object_get(p, "bytes"));
+    print_bytes("free", json_number_value(json_object_get(p, "free_bytes")));
+    printf("  %-22s %8s\n", "recompute", json_string_value(json_object_get(p, "recompute")));
+    printf("work\n  %-22s %8lld\n  %-22s %8lld\n  %-22s %8.4g\n", "rows",
+           (long long)json_integer_value(json_object_get(p, "rows")), "steps",
+           (long long)json_integer_value(json_object_get(p, "steps")), "operations per step",
+           json_number_value(json_object_get(p, "flops_per_step")));
+    print_seconds("time per step", json_number_value(json_object_get(p, "seconds_per_step")));
+    print_seconds("time of all steps", json_number_value(json_object_get(p, "seconds")));
+    printf("disk\n");
+    print_all_bytes(json_object_get(p, "results"));
+}
+
+int cli_job_plan(const char *path, bool json, struct err *e)
+{
+    char cache[FS_PATH_MAX];
+    char *text = NULL;
+    int code = EXIT_USER;
+    json_t *job = cli_job_load(path, -1, e);
+    json_t *p = job && !cache_folder(cache, e) ? engine_plan(job, cache, e) : NULL;
+    if (!p || (json && !(text = jx_dump_pretty(p, e)))) goto out;
+    const char *advice = json_string_value(json_object_get(p, "advice"));
+    if (json) printf("%s\n", text);
+    else print_plan(p);
+    if (advice && !json) printf("does not fit\n  %s\n", advice);
+    code = advice ? EXIT_DEVMEM : EXIT_DONE;
+out:
+    mem_free(text);
+    json_decref(job);
+    json_decref(p);
+    return code;
+}

@@ -277,7 +277,7 @@ out:
 json_t *jobs_plan(struct service *s, const json_t *body, struct err *e)
 {
     struct jobreq q;
-    char training[FS_PATH_MAX], sha[65] = "";
+    char training[FS_PATH_MAX], cache[FS_PATH_MAX], sha[65] = "";
     struct store_rows *r;
     if (jobreq_parse(s, body, &q, NULL, e)) return NULL;
     json_t *job = NULL, *plan = NULL;
@@ -291,7 +291,7 @@ json_t *jobs_plan(struct service *s, const json_t *body, struct err *e)
     } else if (rc == 0) {
         err_set(e, E_NOTFOUND, "there is no file '%.80s'", q.training_file);
     }
-    if (job) plan = s->engine->plan(job, e);
+    if (job && !fs_join(cache, s->data_dir, "cache", e)) plan = s->engine->plan(job, cache, e);
     json_decref(job);
     jobreq_clear(&q);
     return plan;

@@ -95,16 +95,18 @@ static int settle_holder(struct runner_worker *w, int *pidfd, struct err *e)
 
 struct launch {
     char program[FS_PATH_MAX], attempt[16];
-    char threads[64], blas[64], crash[256], fault[256];
+    char threads[64], blas[64], memory[64], crash[256], fault[256];
     char *argv[8], *env[8];
     int log_fd, lock_fd;
 };
 
-/* Only the child's own settings: the server's environment (keys!) stays behind. Tests hand faults
+/* Only the child's own settings: the server's environment (keys!) stays behind, but for the limit
+ * of memory of every process, which the engine knows. Tests hand faults
  * to the worker as GRAFT_WORKER_CRASH and GRAFT_WORKER_FAULT. */
 static void make_environment(struct launch *l, const struct config *c)
 {
     const char *crash = getenv("GRAFT_WORKER_CRASH"), *fault = getenv("GRAFT_WORKER_FAULT");
+    const char *memory = getenv("GRAFT_MEMORY");
     int n = 0;
     l->env[n++] = (char *)(uintptr_t)"PATH=/usr/bin:/bin";
     l->env[n++] = (char *)(uintptr_t)"LANG=C.UTF-8";
@@ -113,6 +115,10 @@ static void make_environment(struct launch *l, const struct config *c)
         snprintf(l->blas, sizeof l->blas, "OPENBLAS_NUM_THREADS=%lld", (long long)c->job_threads);
         l->env[n++] = l->threads;
         l->env[n++] = l->blas;
+    }
+    if (memory) {
+        snprintf(l->memory, sizeof l->memory, "GRAFT_MEMORY=%s", memory);
+        l->env[n++] = l->memory;
     }
     if (crash) {
         snprintf(l->crash, sizeof l->crash, "GRAFT_CRASH=%s", crash);

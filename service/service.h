@@ -27,7 +27,7 @@ struct engine_calls {
     json_t *(*settings)(const char *method, const json_t *settings, struct err *e);
     json_t *(*check_model)(const char *dir, struct err *e);
     json_t *(*check_file)(const char *path, const char *kind, struct err *e);
-    json_t *(*plan)(const json_t *job, struct err *e);
+    json_t *(*plan)(const json_t *job, const char *cache_dir, struct err *e);
 };
 
 struct blobs;

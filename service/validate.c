@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -83,12 +84,12 @@ static int confine(int64_t bytes)
            (LIMIT_MEMORY && limit(RLIMIT_AS, MEMORY_BASE + bytes));
 }
 
-static json_t *examine(const char *kind, struct err *e)
+static json_t *examine(const char *kind, const char *cache_dir, struct err *e)
 {
     if (str_eq(kind, "model")) return engine_check_model(input_path, e);
     if (!str_eq(kind, "plan")) return engine_check_file(input_path, kind, e);
     json_t *job = jx_load_file(input_path, PLAN_MAX, e);
-    json_t *plan = job ? engine_plan(job, e) : NULL;
+    json_t *plan = job ? engine_plan(job, cache_dir, e) : NULL;
     json_decref(job);
     return plan;
 }
@@ -97,8 +98,9 @@ int validate_main(int argc, char **argv)
 {
     struct err e = ERR_INIT, bad = ERR_INIT;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody reads the report of a dead server's child */
-    if (argc != 3 || confine(input_bytes(INPUT_FD))) return EXIT_TRANSIENT;
-    json_t *report = examine(argv[2], &e);
+    int64_t bytes;
+    if (argc != 5 || !str_int64(argv[3], &bytes) || confine(bytes)) return EXIT_TRANSIENT;
+    json_t *report = examine(argv[2], argv[4], &e);
     json_t *out = report ? jx_pack(&bad, "{s:o}", "report", report)
                          : jx_pack(&bad, "{s:{s:i, s:s, s:s}}", "error", "code", (int)e.code,
                                    "message", e.msg, "param", e.param);
@@ -133,15 +135,28 @@ static void become_child(int input, int out, char *const argv[], char *const env
     _exit(127);
 }
 
-static int start(struct child *c, const char *kind, int input, struct err *e)
+/* What is to be examined. */
+struct task {
+    const char *kind, *cache_dir;
+    int input;
+    int64_t bytes; /* that may have to be mapped */
+};
+
+static int start(struct child *c, const struct task *t, struct err *e)
 {
-    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)kind, NULL};
+    const char *limit = getenv("GRAFT_MEMORY");
+    char bytes[24], memory[64];
+    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)t->kind, bytes,
+                    (char *)(uintptr_t)t->cache_dir, NULL};
     /* The linear algebra library would start a thread per core, each with its own memory. */
-    char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1", NULL};
+    char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1",
+                   limit ? memory : NULL, NULL};
     int fd[2];
+    snprintf(memory, sizeof memory, "GRAFT_MEMORY=%s", limit ? limit : "");
+    snprintf(bytes, sizeof bytes, "%lld", (long long)t->bytes);
     if (pipe2(fd, O_CLOEXEC)) return err_sys(e, "cannot make a pipe");
     c->pid = fork();
-    if (c->pid == 0) become_child(input, fd[1], argv, env);
+    if (c->pid == 0) become_child(t->input, fd[1], argv, env);
     fs_close(fd[1]);
     if (c->pid < 0) {
         err_sys(e, "cannot start a process");
@@ -227,14 +242,14 @@ static json_t *answer(const struct buf *b, struct err *e)
     return report;
 }
 
-static json_t *run(const char *kind, int input, struct err *e)
+static json_t *run(const struct task *t, struct err *e)
 {
     struct child c = {.out = -1};
     struct buf b;
     json_t *report = NULL;
     int status = 0;
-    int64_t cpu_s = cpu_seconds(input_bytes(input));
-    if (start(&c, kind, input, e)) return NULL;
+    int64_t cpu_s = cpu_seconds(t->bytes);
+    if (start(&c, t, e)) return NULL;
     buf_init(&b, REPORT_MAX);
     int rc = collect(&c, &b, clock_boot_ms() + (cpu_s + WALL_EXTRA_S) * 1000, e);
     if (rc) kill(c.pid, SIGKILL);
@@ -246,30 +261,48 @@ static json_t *run(const char *kind, int input, struct err *e)
     return report;
 }
 
-json_t *validate_file(const char *path, const char *kind, struct err *e)
+static json_t *examine_fd(const char *kind, int fd, struct err *e)
 {
-    int fd = fs_open(path, O_RDONLY, 0, e);
-    json_t *report = fd < 0 ? NULL : run(kind, fd, e);
+    const struct task t = {.kind = kind, .cache_dir = "", .input = fd, .bytes = input_bytes(fd)};
+    json_t *report = fd < 0 ? NULL : run(&t, e);
     fs_close(fd);
     return report;
+}
+
+json_t *validate_file(const char *path, const char *kind, struct err *e)
+{
+    return examine_fd(kind, fs_open(path, O_RDONLY, 0, e), e);
 }
 
 json_t *validate_model(const char *dir, struct err *e)
 {
-    int fd = fs_open(dir, O_RDONLY | O_DIRECTORY, 0, e);
-    json_t *report = fd < 0 ? NULL : run("model", fd, e);
-    fs_close(fd);
-    return report;
+    return examine_fd("model", fs_open(dir, O_RDONLY | O_DIRECTORY, 0, e), e);
 }
 
-json_t *validate_plan(const json_t *job, struct err *e)
+/* Of a file or folder that a job names; what cannot be opened is the engine's to report. */
+static int64_t named_bytes(const char *path)
 {
+    struct err ignored = ERR_INIT;
+    int fd = path ? fs_open(path, O_RDONLY, 0, &ignored) : -1;
+    int64_t n = fd < 0 ? 0 : input_bytes(fd);
+    fs_close(fd);
+    return n;
+}
+
+json_t *validate_plan(const json_t *job, const char *cache_dir, struct err *e)
+{
+    const json_t *model = json_object_get(job, "model");
+    struct task t = {.kind = "plan", .cache_dir = cache_dir};
+    /* Measuring the device starts a thread per core, each with its stack. */
+    t.bytes = named_bytes(json_string_value(json_object_get(model, "path"))) +
+              named_bytes(json_string_value(json_object_get(job, "training_file"))) +
+              ((int64_t)sysconf(_SC_NPROCESSORS_ONLN) << 24);
     json_t *plan = NULL;
     char *text = jx_dump(job, e);
-    int fd = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
-    if (text && fd < 0) err_sys(e, "cannot make a file in memory");
-    if (fd >= 0 && !fs_write_all(fd, text, strlen(text), e)) plan = run("plan", fd, e);
-    fs_close(fd);
+    t.input = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
+    if (text && t.input < 0) err_sys(e, "cannot make a file in memory");
+    if (t.input >= 0 && !fs_write_all(t.input, text, strlen(text), e)) plan = run(&t, e);
+    fs_close(t.input);
     mem_free(text);
     return plan;
 }

@@ -15,9 +15,10 @@
 
 json_t *validate_file(const char *path, const char *kind, struct err *e);
 json_t *validate_model(const char *dir, struct err *e);
-json_t *validate_plan(const json_t *job, struct err *e);
+json_t *validate_plan(const json_t *job, const char *cache_dir, struct err *e);
 
-/* The child: argv is {"worker", "--validate", KIND}. Returns the process exit code. */
+/* The child: argv is {"worker", "--validate", KIND, BYTES of the input,
+ * CACHE_DIR}. Returns the process exit code. */
 int validate_main(int argc, char **argv);
 
 #endif

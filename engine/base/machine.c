@@ -3,6 +3,7 @@
 #include "engine/base/fs.h"
 #include "engine/base/str.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,14 +35,19 @@ static int64_t field(const char *text, const char *key)
     return -1;
 }
 
-/* A field of a file that may be missing. */
-static int64_t number(const char *root, const char *path, const char *key)
+/* A field of a file; -1 if there is no such file, or none that this process may read. */
+static int number(const char *root, const char *path, const char *key, int64_t *out,
+                  struct err *e)
 {
-    struct err ignored = ERR_INIT;
+    struct err why = ERR_INIT;
     struct buf b;
-    int64_t v = slurp(root, path, &b, &ignored) ? -1 : field(buf_str(&b), key);
+    *out = -1;
+    int rc = slurp(root, path, &b, &why);
+    if (!rc) *out = field(buf_str(&b), key);
     buf_clear(&b);
-    return v;
+    if (!rc || why.sys == ENOENT || why.sys == EACCES) return 0;
+    *e = why;
+    return -1;
 }
 
 struct group_files {
@@ -53,84 +59,82 @@ static const struct group_files v1 = {"/sys/fs/cgroup/memory", "memory.limit_in_
 static const struct group_files v2 = {"/sys/fs/cgroup", "memory.max", "memory.current",
                                       "inactive_file ", "active_file "};
 
-static int64_t group_number(const char *root, const char *dir, const char *file, const char *key)
+static int limit_by(const char *root, const char *dir, const struct group_files *f,
+                    struct machine_memory *m, struct err *e)
 {
+    const char *const names[4][2] = {{f->limit, ""}, {f->usage, ""},
+                                     {"memory.stat", f->inactive}, {"memory.stat", f->active}};
     char path[FS_PATH_MAX];
-    if (snprintf(path, sizeof path, "%s/%s", dir, file) >= (int)sizeof path) return -1;
-    return number(root, path, key);
-}
-
-static void limit_by(const char *root, const char *dir, const struct group_files *f,
-                     struct machine_memory *m)
-{
-    int64_t limit = group_number(root, dir, f->limit, "");
-    int64_t usage = group_number(root, dir, f->usage, "");
-    if (limit < 0) return;
-    if (limit < m->total) m->total = limit;
-    if (usage < 0) return;
-    int64_t inactive = group_number(root, dir, "memory.stat", f->inactive);
-    int64_t active = group_number(root, dir, "memory.stat", f->active);
-    int64_t left = limit - usage + (inactive > 0 ? inactive : 0) + (active > 0 ? active : 0);
+    int64_t v[4];
+    for (int i = 0; i < 4; i++)
+        if (fs_join(path, dir, names[i][0], e) || number(root, path, names[i][1], &v[i], e))
+            return -1;
+    if (v[0] < 0) return 0;
+    if (v[0] < m->total) m->total = v[0];
+    if (v[1] < 0) return 0;
+    int64_t left = v[0] - v[1] + (v[2] > 0 ? v[2] : 0) + (v[3] > 0 ? v[3] : 0);
     if (left < m->free) m->free = left > 0 ? left : 0;
+    return 0;
 }
 
 /* The group and all above it: each limits what is below. Inside a container the path may be one of
  * the host's that cannot be seen; then the mount itself is the group. */
-static void limit_by_all(const char *root, const char *group, const struct group_files *f,
-                         struct machine_memory *m)
+static int limit_by_all(const char *root, const char *group, const struct group_files *f,
+                        struct machine_memory *m, struct err *e)
 {
     char dir[FS_PATH_MAX];
-    if (snprintf(dir, sizeof dir, "%s%s", f->mount, group) >= (int)sizeof dir) return;
+    if (snprintf(dir, sizeof dir, "%s%s", f->mount, group) >= (int)sizeof dir)
+        return err_set(e, E_LIMIT, "path too long: %.80s...", dir);
     for (;;) {
         size_t n = strlen(dir);
         while (n && dir[n - 1] == '/') dir[--n] = 0;
-        limit_by(root, dir, f, m);
+        if (limit_by(root, dir, f, m, e)) return -1;
         char *slash = strrchr(dir, '/');
-        if (n <= strlen(f->mount) || !slash) return;
+        if (n <= strlen(f->mount) || !slash) return 0;
         *slash = 0;
     }
 }
 
 /* Lines of /proc/self/cgroup: "0::/path" (v2), "7:memory:/path" (v1). */
-static void limit_by_groups(const char *root, char *text, struct machine_memory *m)
+static int limit_by_groups(const char *root, char *text, struct machine_memory *m, struct err *e)
 {
     for (char *line = text, *next; line && *line; line = next) {
         if ((next = strchr(line, '\n'))) *next++ = 0;
         char *kinds = strchr(line, ':'), *path = kinds ? strchr(kinds + 1, ':') : NULL;
         if (!path) continue;
         *path++ = 0;
-        if (!kinds[1]) limit_by_all(root, path, &v2, m);
-        else if (strstr(kinds + 1, "memory")) limit_by_all(root, path, &v1, m);
+        const struct group_files *f = !kinds[1] ? &v2 : strstr(kinds + 1, "memory") ? &v1 : NULL;
+        if (f && limit_by_all(root, path, f, m, e)) return -1;
     }
-}
-
-/* Resident bytes of this process; -1 if the kernel does not tell. */
-static int64_t resident(const char *root)
-{
-    struct err ignored = ERR_INIT;
-    struct buf b;
-    char *end;
-    int64_t pages = -1;
-    if (!slurp(root, "/proc/self/statm", &b, &ignored)) {
-        strtoll(buf_str(&b), &end, 10);
-        pages = strtoll(end, NULL, 10);
-    }
-    buf_clear(&b);
-    return pages > 0 ? pages * sysconf(_SC_PAGESIZE) : -1;
+    return 0;
 }
 
 int machine_memory(const char *root, struct machine_memory *m, struct err *e)
 {
-    struct err none = ERR_INIT;
+    struct err why = ERR_INIT;
     struct buf b;
-    int64_t total = number(root, "/proc/meminfo", "MemTotal:");
-    int64_t available = number(root, "/proc/meminfo", "MemAvailable:");
-    int64_t used = resident(root);
-    if (total < 0 || available < 0 || used < 0)
+    int64_t total, available, pages = 0;
+    char *end;
+    if (number(root, "/proc/meminfo", "MemTotal:", &total, e) ||
+        number(root, "/proc/meminfo", "MemAvailable:", &available, e))
+        return -1;
+    if (total < 0 || available < 0)
         return err_set(e, E_UNSUPPORTED, "/proc does not tell how much memory there is");
-    *m = (struct machine_memory){total * 1024, available * 1024, used};
-    if (!slurp(root, "/proc/self/cgroup", &b, &none) && b.len) limit_by_groups(root, b.data, m);
+    if (!slurp(root, "/proc/self/statm", &b, e)) {
+        strtoll(buf_str(&b), &end, 10);
+        pages = strtoll(end, NULL, 10);
+    }
     buf_clear(&b);
+    if (!pages) return -1;
+    struct machine_memory all = {total * 1024, available * 1024, pages * sysconf(_SC_PAGESIZE)};
+    int rc = slurp(root, "/proc/self/cgroup", &b, &why);
+    if (!rc && b.len) rc = limit_by_groups(root, b.data, &all, &why);
+    buf_clear(&b);
+    if (rc && why.sys != ENOENT) {
+        *e = why;
+        return -1;
+    }
+    *m = all;
     return 0;
 }
 

@@ -333,12 +333,14 @@ static int check_step(struct exec *x, int index, struct err *e)
     int node = x->plan->steps[index].node;
     const struct op_info *op = &op_table[x->plan->tape->nodes[node].op];
     const struct step *s = &x->steps[index];
+    char where[NODE_TEXT];
     for (int k = 0; k < NODE_OUT; k++) {
         int64_t at = -1;
         if (!s->out[k]) continue;
         if (inspect(x, s->out[k], s->tout[k], op->flags & F_NEGINF, &at, e)) return -1;
         if (at < 0) continue;
-        return err_set(e, E_NUMERIC, "%s (node %d) gave %g at element %lld of %s", op->name, node,
+        return err_set(e, E_NUMERIC, "%s gave %g at element %lld of %s",
+                       tape_where(x->plan->tape, node, where),
                        (double)value_at(x, s->out[k], s->tout[k]->dtype, at), (long long)at,
                        s->tout[k]->name);
     }
@@ -351,10 +353,11 @@ static int run_step(struct exec *x, int index, int micro, struct err *e)
     struct step *s = &x->steps[index];
     int node = x->plan->steps[index].node;
     const struct node *n = &x->plan->tape->nodes[node];
+    char where[NODE_TEXT];
     s->accum = n->accum | (micro > 0 ? n->accum_later : 0u);
     if (x->poison && poison(x, s, e)) return -1;
     if (d->table[n->op](s, x, e) || (x->trace && d->ops && d->ops->sync(x, e)))
-        return err_wrap(e, "%s (node %d)", op_table[n->op].name, node);
+        return err_wrap(e, "%s", tape_where(x->plan->tape, node, where));
     return x->check ? check_step(x, index, e) : 0;
 }
 

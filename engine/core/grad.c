@@ -169,6 +169,7 @@ static int visit(struct pass *g, int index)
     if (!asked || !any) return 0;
     if (check_rule(g, &n, dout)) return -1;
     t->phase = n.phase;
+    t->segment = n.segment;
     op_table[n.op].grad(t, &n, dout, want, din);
     for (int k = 0; k < n.nin && !t->err.code; k++) {
         if (!want[k]) continue;
@@ -198,7 +199,6 @@ static int visit_all(struct pass *g, int y, int dy)
     enum phase phase = t->phase;
     int segment = t->segment;
     g->grads[tape_root(t, y)] = like(t, dy, tape_root(t, y));
-    t->segment = 0;
     for (int i = g->nodes - 1; i >= 0 && !t->err.code; i--) visit(g, i);
     t->phase = phase;
     t->segment = segment;

@@ -57,7 +57,7 @@ static bool there(const struct pass *g, int root)
 static bool may_run_again(const struct pass *g, const struct node *n)
 {
     unsigned flags = op_table[n->op].flags;
-    if (!forward(n) || !n->segment || flags & F_STATE || n->accum || n->accum_later) return false;
+    if (!forward(n) || !n->segment || flags & F_STATE) return false;
     if (g->policy == RECOMPUTE_CHEAP && !(flags & F_CHEAP)) return false;
     for (int k = 0; k < n->nin; k++) {
         int x = tape_root(g->t, n->in[k]);
@@ -185,6 +185,7 @@ static struct tape *begin(const struct tape *t, struct err *e)
     }
     to->ntensors = t->ntensors;
     to->nsegments = t->nsegments;
+    to->compute = t->compute;
     for (int i = 0; i < t->ntensors; i++) {
         to->tensors[i] = t->tensors[i];
         if (t->tensors[i].param == &t->one) to->tensors[i].param = &to->one;

@@ -52,6 +52,35 @@ const char *tape_text(const struct tensor *x, char out[TENSOR_TEXT])
     return out;
 }
 
+/* The first tensor among ids that stands for a parameter's array, or NULL. */
+static const struct tensor *first_param(const struct tape *t, const int *ids, int n)
+{
+    for (int i = 0; i < n; i++) {
+        const struct tensor *x = ids[i] < 0 ? NULL : &t->tensors[tape_root(t, ids[i])];
+        if (x && x->param && x->param != &t->one) return x;
+    }
+    return NULL;
+}
+
+const char *tape_where(const struct tape *t, int node, char out[NODE_TEXT])
+{
+    static const char *const slots[] = {"", "", "gradient of ", "mean of ", "square of "};
+    const struct node *n = &t->nodes[node];
+    const struct tensor *x = first_param(t, n->in, n->nin);
+    if (!x) x = first_param(t, n->out, n->nout);
+    int k = snprintf(out, NODE_TEXT, "%s (%s", op_table[n->op].name,
+                     n->phase == PHASE_UPDATE ? "update"
+                     : n->backward            ? "backward"
+                                              : "forward");
+    if (n->segment)
+        k += snprintf(out + k, (size_t)(NODE_TEXT - k), ", block %d of %d", n->segment,
+                      t->nsegments);
+    if (x)
+        k += snprintf(out + k, (size_t)(NODE_TEXT - k), ", %s%s", slots[x->slot], x->param->name);
+    snprintf(out + k, (size_t)(NODE_TEXT - k), ")");
+    return out;
+}
+
 /* *items has room for one more of `size` bytes afterwards. */
 static int grow(struct tape *t, void **items, int n, int *cap, size_t size)
 {

@@ -18,7 +18,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { NODE_IN = 8, NODE_OUT = 4, NODE_ATTRS = 96, TENSOR_TEXT = 160 };
+enum { NODE_IN = 8, NODE_OUT = 4, NODE_ATTRS = 96, TENSOR_TEXT = 160, NODE_TEXT = 320 };
 
 enum tensor_flags {
     TENSOR_INPUT = 1,  /* written by the host before every run that uses it (exec_write) */
@@ -53,7 +53,8 @@ struct node {
     uint8_t accum;              /* bit i: out[i] += instead of = */
     uint8_t accum_later;        /* bit i: out[i] = in the first micro-batch, += in later ones */
     bool backward;              /* appended by tape_backward */
-    int segment;                /* recompute segment, 0: outside of any */
+    int segment;                /* recompute segment, 0: outside of any; of a backward node that
+                                   of the node it is the gradient of */
     _Alignas(8) unsigned char attrs[NODE_ATTRS];
 };
 
@@ -85,6 +86,11 @@ int tape_one(struct tape *t); /* the constant 1.0, f32 [1] */
 int tape_root(const struct tape *t, int x);
 /* "F32[4,8]"; "none" for NULL. Returns out. */
 const char *tape_text(const struct tensor *x, char out[TENSOR_TEXT]);
+
+/* Where a node stands, for messages: "linear (forward, block 2 of 4,
+ * model.layers.1.mlp.up_proj.weight)": operation, pass, segment, and the first parameter it reads
+ * or, failing that, writes. Returns out. */
+const char *tape_where(const struct tape *t, int node, char out[NODE_TEXT]);
 
 /* One block of a model: the unit of recomputation. */
 void tape_segment_begin(struct tape *t);

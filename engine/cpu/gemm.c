@@ -15,25 +15,53 @@ enum {
     MC = 192,           /* rows of a packed at a time */
     COPY = 64,          /* for so many columns rows of a are copied together: strides of some
                          * powers of two would make them compete for the same lines of L1 */
+    PADDED = (MR + 7) / 8 * 8,
+    AHEAD = 12,         /* rows of b that take as long as to fetch one */
     SHORT = 64,         /* terms of a sum that take less time than to fetch what it is added to */
     FEW = 48,           /* with so few rows packing b costs more than it saves */
 };
 
 _Static_assert((KC + 1) * NC + MC * KC <= GEMM_SCRATCH, "the packed blocks fit");
 
-/* The slow way out, element by element, for the panel at column j0: ragged or transposed. */
+/* The slow way out, element by element, for the panel at column j0: ragged. */
 static void store_ragged(const struct gemm_strip *t, int64_t j0, int rows, int nv, const float *sum)
 {
-    int64_t ci = t->swapped ? 1 : t->ldc, cj = t->swapped ? t->ldc : 1;
-    int64_t di = t->swapped ? 1 : t->ldadd, dj = t->swapped ? t->ldadd : 1;
     int64_t end = min64(j0 + nv * VEC, t->cols);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = j0; j < end; j++) {
-            float v = sum[i * nv * VEC + j - j0], add = t->add ? t->add[i * di + j * dj] : 0;
-            if (t->bias) v = one_fma(t->alpha, v, t->bias[t->swapped ? i : j]) + add;
+            float v = sum[i * nv * VEC + j - j0], add = t->add ? t->add[i * t->ldadd + j] : 0;
+            if (t->bias) v = one_fma(t->alpha, v, t->bias[j]) + add;
             else v = one_fma(t->alpha, v, add);
-            t->c[i * ci + j * cj] = v;
+            t->c[i * t->ldc + j] = v;
         }
+}
+
+/* Rows [i0, i0 + 8), or as many as there are, of the sums of 8 columns, as rows of c from column
+ * j on. The sums are padded to whole vectors of columns and to 8 rows. */
+static void store_swapped8(const struct gemm_strip *t, int64_t j, int64_t i0, int64_t rows,
+                           int64_t ld, const float *sum)
+{
+    vec8 in[8], out[8];
+    for (int i = 0; i < 8; i++) memcpy(&in[i], sum + i * ld, sizeof in[i]);
+    vec_transpose8(in, out);
+    for (int64_t c = 0; c < min64(8, t->cols - j); c++) {
+        float v[8], *to = t->c + (j + c) * t->ldc + i0;
+        const float *add = t->add ? t->add + (j + c) * t->ldadd + i0 : NULL;
+        memcpy(v, &out[c], sizeof v);
+        for (int64_t i = 0; i < rows; i++) {
+            float old = add ? add[i] : 0;
+            if (t->bias) to[i] = one_fma(t->alpha, v[i], t->bias[i0 + i]) + old;
+            else to[i] = one_fma(t->alpha, v[i], old);
+        }
+    }
+}
+
+static void store_swapped(const struct gemm_strip *t, int64_t j0, int rows, int nv,
+                          const float *sum)
+{
+    for (int64_t i = 0; i < rows; i += 8)
+        for (int64_t j = 0; j < nv * VEC && j0 + j < t->cols; j += 8)
+            store_swapped8(t, j0 + j, i, min64(8, rows - i), nv * VEC, sum + i * nv * VEC + j);
 }
 
 /* Loops over the rows and vectors of a micro-tile are unrolled: sums stay in registers. */
@@ -48,6 +76,7 @@ VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int
     const float *a = t->a, *add = t->add ? t->add + j0 : NULL;
     float *c = t->c + j0;
     const int64_t a_row = t->a_row, a_k = t->a_k, b_k = t->b_k, ldc = t->ldc, ldadd = t->ldadd;
+    const bool far = b_k > NR; /* b is read where it lies */
     const float *next = (add ? add : c) + nv * VEC;
     const int64_t ldnext = add ? ldadd : ldc;
     ROWS_OF(i, rows) VECS_OF(j, nv) acc[i][j] = (vec){0};
@@ -62,6 +91,7 @@ VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int
         vec bv[NRV];
         /* Too little time for that: a row of the next tile with every term. */
         if (brief) VECS_OF(j, nv) __builtin_prefetch(next + k * ldnext + j * VEC, 1);
+        else if (far) VECS_OF(j, nv) __builtin_prefetch(b + AHEAD * b_k + j * VEC);
         VECS_OF(j, nv) bv[j] = vec_load(b + j * VEC);
         ROWS_OF(i, rows) {
             vec x = vec_set(a[i * a_row]);
@@ -71,9 +101,10 @@ VFN void micro(const struct gemm_strip *t, int64_t j0, const float *b, const int
         b += b_k;
     }
     if (t->cols - j0 < nv * VEC || t->swapped) {
-        float sum[MR * NR];
+        float sum[PADDED * NR];
         ROWS_OF(i, rows) VECS_OF(j, nv) vec_store(sum + (i * nv + j) * VEC, acc[i][j]);
-        store_ragged(t, j0, rows, nv, sum);
+        if (t->swapped) store_swapped(t, j0, rows, nv, sum);
+        else store_ragged(t, j0, rows, nv, sum);
         return;
     }
     const vec alpha = vec_set(t->alpha);

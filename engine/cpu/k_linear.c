@@ -7,6 +7,7 @@ enum {
     WIDE = 256,             /* columns of a tile at most: the packed weights stay in L2 */
     HIGH = 1024, LOW = 96,  /* rows of a tile: tall tiles pay for packing, low ones make tasks */
     TASKS = 12,             /* wanted at least, so that any number of threads is kept busy */
+    NARROW = 48,            /* as in gemm.c */
     DW_TASKS = 6,           /* of dw, where both factors are packed: taller tiles pay more */
 };
 
@@ -24,14 +25,16 @@ static int64_t even(int64_t n, int64_t parts, int64_t unit)
     return tiles(tiles(n, parts), unit) * unit;
 }
 
-/* Cuts a result of n x m into even tiles, `tasks` or more if it is large; returns how many. */
+/* Cuts a result of n x m into even tiles, `tasks` or more if it is large; returns how many. Their
+ * rows come in strips, but those of a narrow dw, which is computed transposed, in panels. */
 static int64_t cut(struct linear *c, int64_t n, int64_t m, int64_t tasks)
 {
+    int64_t unit = tasks == DW_TASKS && m <= NARROW ? 32 : 12;
     c->wide = even(m, max64(1, tiles(m, WIDE)), 32);
     c->across = c->wide ? tiles(m, c->wide) : 0;
     if (!n || !m) return 0;
     int64_t parts = tiles(n, HIGH), most = max64(parts, n / LOW);
-    c->high = even(n, min64(most, max64(parts, tiles(tasks, c->across))), 12);
+    c->high = even(n, min64(most, max64(parts, tiles(tasks, c->across))), unit);
     return tiles(n, c->high) * c->across;
 }
 

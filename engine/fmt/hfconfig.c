@@ -3,6 +3,7 @@
 #include "engine/base/fs.h"
 #include "engine/base/jx.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { CONFIG_BYTES = 4 << 20 };
@@ -17,6 +18,20 @@ int hfconfig_wrong(struct err *e, const char *key, const char *what)
 {
     err_set(e, E_ARG, "'%s' %s", key, what);
     return err_param(e, "%s", key);
+}
+
+int hfconfig_inside(struct err *e, const char *object)
+{
+    char field[sizeof e->param];
+    memcpy(field, e->param, sizeof field);
+    snprintf(e->param, sizeof e->param, "%s.%.60s", object, field);
+    return err_wrap(e, "%s", object);
+}
+
+bool hfconfig_among(const char *const *list, const char *key)
+{
+    while (*list && strcmp(*list, key) != 0) list++;
+    return *list;
 }
 
 bool hfconfig_given(const json_t *o, const char *key)

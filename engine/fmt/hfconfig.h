@@ -49,6 +49,9 @@ bool hfconfig_given(const json_t *o, const char *key); /* there and not null */
 /* Both return -1: "'<key>' <what>" as E_UNSUPPORTED or E_ARG, with err.param. */
 int hfconfig_unsupported(struct err *e, const char *key, const char *what);
 int hfconfig_wrong(struct err *e, const char *key, const char *what);
+/* Puts the name of an object before the field that was found wrong in it: -1. */
+int hfconfig_inside(struct err *e, const char *object);
+bool hfconfig_among(const char *const *list, const char *key); /* NULL-terminated */
 /* E_UNSUPPORTED for the first of the NULL-terminated keys that is set (not null or false). */
 int hfconfig_refuse(const json_t *o, const char *const *keys, struct err *e);
 

@@ -3,6 +3,8 @@
 
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
+#include "engine/job/estimate.h"
+#include "engine/job/profile.h"
 #include "engine/job/run.h"
 #include "engine/method/settings.h"
 
@@ -18,14 +20,17 @@ static int announce(struct run *r, struct err *e)
     int64_t all = model_parameters(r->session.model);
     int64_t cut = dataset_truncated(r->train), skipped = dataset_skipped(r->train);
     int64_t valid = r->valid ? dataset_count(r->valid) : 0;
-    json_t *data = jx_pack(e, "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "kind",
+    json_t *data = jx_pack(e, "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:I}",
+                           "kind",
                            "start", "model", r->job.model_id, "method", r->job.method->name,
                            "parameters", (json_int_t)all, "trainable_parameters",
                            (json_int_t)trainable, "rows", (json_int_t)r->schedule.rows,
                            "validation_rows", (json_int_t)valid, "rows_truncated",
                            (json_int_t)cut, "rows_skipped", (json_int_t)skipped, "total_steps",
                            (json_int_t)r->schedule.total, "max_length",
-                           (json_int_t)r->max_length);
+                           (json_int_t)r->max_length, "recompute",
+                           recompute_names[r->session.graphs.recompute], "peak_bytes",
+                           (json_int_t)r->peak_bytes);
     if (journal_event(&r->journal, "info", "message", data, e,
                       "Training %s with %s: %lld of %lld parameters, %lld rows, %lld steps",
                       r->job.model_id, r->job.method->name, (long long)trainable, (long long)all,
@@ -112,30 +117,57 @@ enum engine_exit engine_run(const char *dir, int attempt, const struct engine_ho
     return code;
 }
 
-json_t *engine_plan(const json_t *job, struct err *e)
+static json_t *plan_parts(const struct estimate *x, struct err *e)
+{
+    json_t *o = json_object();
+    for (int i = 0; i < PART_COUNT; i++)
+        if (!o || jx_set(o, estimate_names[i], json_integer(x->part[i]), e)) {
+            json_decref(o);
+            return NULL;
+        }
+    return o;
+}
+
+static json_t *plan_answer(const struct run *r, const struct estimate_fit *f,
+                           const struct estimate_time *t, struct err *e)
+{
+    const struct estimate *x = &f->e;
+    json_t *o = jx_pack(e, "{s:I, s:o, s:b, s:I, s:I, s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
+                        "peak_bytes", (json_int_t)x->peak, "bytes", plan_parts(x, e), "fits",
+                        f->fits, "free_bytes", (json_int_t)f->memory.free, "memory_bytes",
+                        (json_int_t)f->memory.total, "recompute", recompute_names[x->recompute],
+                        "flops_per_step", (json_int_t)x->flops, "seconds_per_step", t->step,
+                        "seconds", t->job, "steps", (json_int_t)r->schedule.total, "rows",
+                        (json_int_t)r->schedule.rows, "result_bytes",
+                        (json_int_t)(x->adapter + x->merged), "parameters",
+                        (json_int_t)model_parameters(r->session.model), "trainable_parameters",
+                        (json_int_t)params_count(&r->session.model->params, PARAM_TRAINABLE));
+    json_t *disk = jx_pack(e, "{s:I, s:I}", "merged", (json_int_t)x->merged, "checkpoint",
+                           (json_int_t)x->checkpoint);
+    struct err why = ERR_INIT;
+    if (!o || !disk || (x->adapter && jx_set(disk, "adapter", json_integer(x->adapter), e)) ||
+        jx_set(o, "results", json_incref(disk), e) ||
+        (estimate_refuse(f, &why) && jx_set(o, "advice", jx_pack(e, "s", why.msg), e))) {
+        json_decref(o);
+        o = NULL;
+    }
+    json_decref(disk);
+    return o;
+}
+
+json_t *engine_plan(const json_t *job, const char *cache_dir, struct err *e)
 {
     struct run *r = mem_zalloc(sizeof *r, e);
-    struct run_estimate n;
+    struct estimate_fit f;
+    struct estimate_time t;
+    struct plan_rates rates;
     json_t *out = NULL;
     if (!r) return NULL;
-    if (job_parse(&r->job, job, e) || run_load(r, true, e) || run_estimate(r, &n, e)) goto out;
-    const struct params *ps = &r->session.model->params;
-    json_int_t trainable = params_count(ps, PARAM_TRAINABLE) * 4;
-    json_t *bytes = jx_pack(e, "{s:I, s:I, s:I, s:I, s:I, s:I}", "weights",
-                            (json_int_t)(n.peak_bytes - n.buffer_bytes - 4 * trainable),
-                            "trainable", trainable, "gradients", trainable, "moments",
-                            2 * trainable, "activations",
-                            (json_int_t)(n.buffer_bytes - n.step.workspace_bytes), "workspace",
-                            (json_int_t)n.step.workspace_bytes);
-    if (bytes)
-        out = jx_pack(e, "{s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:I}", "peak_bytes",
-                      (json_int_t)n.peak_bytes, "bytes", bytes, "flops_per_step",
-                      (json_int_t)n.flops_per_step, "steps", (json_int_t)r->schedule.total,
-                      "result_bytes", (json_int_t)n.result_bytes, "rows",
-                      (json_int_t)r->schedule.rows, "parameters",
-                      (json_int_t)model_parameters(r->session.model), "trainable_parameters",
-                      trainable / 4);
-out:
+    /* Measuring comes last: its own memory is no part of the job. */
+    if (!job_parse(&r->job, job, e) && !run_load(r, true, e) && !estimate_fit(r, &f, e) &&
+        !profile_get(cache_dir, r->job.threads, &rates, e) &&
+        !estimate_seconds(r, &rates, &t, e))
+        out = plan_answer(r, &f, &t, e);
     run_close(r);
     mem_free(r);
     return out;

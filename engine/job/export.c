@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PROBE_TOKENS = 64, CARD_ROWS = 12 };
+enum { CARD_ROWS = 12 };
 
 struct exporter {
     struct run *r;
@@ -24,6 +24,7 @@ struct exporter {
     struct ids probe;          /* tokens on which models are compared */
     float *trained;            /* [probe.n, V] logits of the trained model */
     json_t *checks;            /* of graft.json */
+    const char *device;
 };
 
 static int put_merged(const struct exporter *x, struct st_writer *w, const struct param *p,
@@ -178,10 +179,14 @@ static int export_merged(struct exporter *x, struct err *e)
 static int take_probe(struct exporter *x, struct err *e)
 {
     struct example ex = dataset_get(x->r->train, 0);
-    int64_t n = ex.n < PROBE_TOKENS ? ex.n : PROBE_TOKENS;
+    int64_t n = ex.n < EXPORT_PROBE ? ex.n : EXPORT_PROBE;
     if (ids_append(&x->probe, ex.ids, n, e)) return -1;
     x->trained = session_logits(&x->r->session, x->probe.v, n, e);
-    return x->trained ? 0 : -1;
+    if (!x->trained || exec_pull(x->r->session.exec, &x->r->session.model->params, e)) return -1;
+    x->device = x->r->session.exec->device->name;
+    exec_free(x->r->session.exec);
+    x->r->session.exec = x->r->session.graphs.exec = NULL;
+    return 0;
 }
 
 static json_t *file_hash(const char *path, struct err *e)
@@ -263,10 +268,10 @@ static int write_graft_json(const struct exporter *x, struct err *e)
     const struct job *j = &x->r->job;
     int rc = -1;
     json_t *o = jx_pack(e, "{s:i, s:s, s:s, s:s, s:I, s:{s:s, s:s}, s:s, s:O}", "version", 1,
-                        "graft", GRAFT_VERSION, "device", x->r->session.exec->device->name,
-                        "method", j->method->name, "seed", (json_int_t)j->seed, "model", "id",
-                        j->model_id, "init", j->random ? "random" : "pretrained", "result_id",
-                        j->result_id, "settings", j->settings);
+                        "graft", GRAFT_VERSION, "device", x->device, "method",
+                        j->method->name, "seed", (json_int_t)j->seed, "model", "id", j->model_id,
+                        "init", j->random ? "random" : "pretrained", "result_id", j->result_id,
+                        "settings", j->settings);
     if (!o || jx_set(json_object_get(o, "model"), "files", base_hashes(x->r, e), e) ||
         jx_set(o, "training_file", file_hash(j->training_file, e), e) ||
         jx_set(o, "validation_file", file_hash(j->validation_file, e), e) ||
@@ -301,8 +306,7 @@ int export_run(struct run *r, struct err *e)
     char path[FS_PATH_MAX];
     int rc = -1;
     run_progress(r, "exporting");
-    if (exec_pull(r->session.exec, &r->session.model->params, e) ||
-        fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
+    if (fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
         fs_rmtree(x.tmp, e) || fs_rmtree(path, e) || fs_mkdirs(x.tmp, e) || fill(&x, e))
         goto out;
     if (CRASHPOINT("job.before_result")) {

@@ -3,12 +3,12 @@
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
+#include "engine/job/estimate.h"
 #include "engine/job/generate.h"
 #include "engine/method/settings.h"
 
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { DEFAULT_MAX_LENGTH = 1024 };
 static const size_t CSV_MAX_BYTES = (size_t)1 << 31;
@@ -98,18 +98,6 @@ bad_training:
     return err_wrap(e, "training file");
 }
 
-/* What is free on a GPU, which others use too; all that a machine has. */
-static int check_memory(const struct run *r, int64_t need, struct err *e)
-{
-    int64_t have = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), total;
-    struct exec *x = r->session.exec;
-    if (x->device->ops) x->device->ops->memory(x, &have, &total);
-    if (have <= 0 || need <= have) return 0;
-    return err_set(e, E_DEVMEM, "the job needs %lld MiB of memory, %s has %lld: lower batch_size"
-                   " or max_length", (long long)(need >> 20),
-                   x->device->ops ? "the GPU" : "the machine", (long long)(have >> 20));
-}
-
 int run_load(struct run *r, bool plan_only, struct err *e)
 {
     const struct job *j = &r->job;
@@ -117,7 +105,7 @@ int run_load(struct run *r, bool plan_only, struct err *e)
                                        .seed = j->seed, .threads = plan_only ? 0 : j->threads,
                                        .device = j->device, .bf16 = j->bf16};
     struct adaptation *a = &r->session.adapt;
-    struct run_estimate need;
+    struct estimate_fit fit;
     buf_init(&r->state.csv, CSV_MAX_BYTES);
     r->state.train_loss = r->state.valid_loss = r->state.valid_accuracy = NAN;
     r->state.before_loss = r->state.before_accuracy = NAN;
@@ -139,8 +127,8 @@ int run_load(struct run *r, bool plan_only, struct err *e)
         .max_grad_norm = (float)settings_real(j->settings, "max_grad_norm"),
     };
     if (plan_only) return 0;
-    if (run_estimate(r, &need, e)) return -1;
-    if (check_memory(r, need.peak_bytes, e)) return -1;
+    if (estimate_fit(r, &fit, e) || estimate_refuse(&fit, e)) return -1;
+    r->peak_bytes = fit.e.peak;
     if (model_alloc(r->session.model, e)) return -1;
     return a->method->init(a, e);
 }
@@ -153,51 +141,6 @@ void run_close(struct run *r)
     buf_clear(&r->state.csv);
     json_decref(r->state.samples);
     job_clear(&r->job);
-}
-
-/* Every micro-batch is at most as wide and as long as this one. */
-static struct graph_key largest(const struct run *r)
-{
-    int64_t longest = 0, rows = dataset_count(r->train);
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t n = dataset_get(r->train, i).n;
-        if (n > longest) longest = n;
-    }
-    return (struct graph_key){.kind = GRAPH_TRAIN,
-                              .B = rows < r->schedule.batch ? rows : r->schedule.batch,
-                              .T = (longest + 7) / 8 * 8};
-}
-
-int run_estimate(struct run *r, struct run_estimate *out, struct err *e)
-{
-    struct graph_key k = largest(r), update = {.kind = GRAPH_UPDATE};
-    struct graph step = {0}, last = {0};
-    struct graphs *gs = &r->session.graphs;
-    const struct model *m = r->session.model;
-    int rc = -1;
-    *out = (struct run_estimate){0};
-    if (graph_make(gs, &k, r->job.threads, &step, e) ||
-        graph_make(gs, &update, r->job.threads, &last, e))
-        goto out;
-    out->step = step.plan->report;
-    out->update = last.plan->report;
-    out->buffer_bytes = out->step.step_bytes > out->update.step_bytes ? out->step.step_bytes
-                                                                      : out->update.step_bytes;
-    out->peak_bytes = out->buffer_bytes;
-    for (int i = 0; i < m->params.n; i++) {
-        const struct param *p = m->params.items[i];
-        int64_t wide = p->kind == PARAM_TRAINABLE ? 16 : (int64_t)dtype_size(param_dtype(p));
-        out->peak_bytes += p->count * wide; /* 16: master, gradient, two moments */
-        enum dtype kept = i < m->ntensors ? model_stored(m, p) : DT_F32;
-        out->result_bytes += p->count * (int64_t)dtype_size(kept);
-    }
-    out->flops_per_step = out->step.flops[PHASE_STEP] * r->schedule.accumulate +
-                          out->update.flops[PHASE_UPDATE];
-    rc = 0;
-out:
-    graph_clear(&step);
-    graph_clear(&last);
-    return rc;
 }
 
 void run_progress(struct run *r, const char *phase)

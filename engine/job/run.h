@@ -38,21 +38,13 @@ struct run {
     struct schedule schedule;
     struct run_state state;
     struct engine_progress told; /* the newest report */
+    int64_t peak_bytes;      /* as estimated */
 };
 
 /* Everything before the first step but the exec's work. plan_only: no journal, no storage for
  * parameters, no exec. */
 int run_load(struct run *r, bool plan_only, struct err *e);
 void run_close(struct run *r); /* zeroed is fine */
-
-/* The largest shape a step can have, planned: fills report and adds up what it all takes. */
-struct run_estimate {
-    struct plan_report step;   /* of the largest micro-batch */
-    struct plan_report update; /* of the optimiser */
-    int64_t peak_bytes, buffer_bytes, result_bytes;
-    int64_t flops_per_step;    /* of a full window at the largest shape */
-};
-int run_estimate(struct run *r, struct run_estimate *out, struct err *e);
 
 void run_progress(struct run *r, const char *phase); /* the last report in another phase */
 int run_samples(struct run *r, const char *key, struct err *e); /* "before" or "after" */
@@ -72,8 +64,10 @@ int ckpt_resume(struct run *r, struct err *e);
 /* Removes what a crash left unfinished. */
 int ckpt_sweep(const char *job_dir, struct err *e);
 
-/* export.c: result/, checked against the trained model before it is published. */
+/* export.c: result/, checked against the trained model before it is published. Frees the session's
+ * exec: the step buffer must not stand beside a second model. */
 int export_run(struct run *r, struct err *e);
+enum { EXPORT_PROBE = 64 }; /* tokens on which a result is compared with the trained model */
 
 enum engine_exit run_exit_code(const struct err *e);
 

@@ -8,7 +8,9 @@
 static int open_tokenizer(struct session *s, const char *dir, struct err *e)
 {
     char path[FS_PATH_MAX];
+    size_t before = mem_live();
     if (fs_join(path, dir, "tokenizer.json", e) || !(s->tok = tok_open(path, e))) return -1;
+    s->tok_bytes = (int64_t)(mem_live() - before);
     if (tok_size(s->tok) <= s->model->cfg.vocab_size) return 0;
     return err_set(e, E_FORMAT, "tokenizer.json has ids up to %d, but the model knows %lld tokens",
                    tok_size(s->tok) - 1, (long long)s->model->cfg.vocab_size);

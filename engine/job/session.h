@@ -18,6 +18,7 @@ struct session {
     struct tok *tok;         /* NULL: the model reads images */
     struct exec *exec;
     struct graphs graphs;
+    int64_t tok_bytes; /* heap of the tokeniser */
 };
 
 /* Where to compute: the CPU, a GPU, or a GPU if there is one that can be used. */

@@ -78,13 +78,32 @@ static int update(struct trainer *t, struct err *e)
     return 0;
 }
 
+/* The update of the step before may have been the one: its results are read for the first time. */
+static int check_weights(const struct trainer *t, struct err *e)
+{
+    const struct params *ps = &t->r->session.model->params;
+    if (t->r->state.step == 0) return 0;
+    if (exec_pull(t->r->session.exec, ps, e)) return -1;
+    for (int i = 0; i < ps->n; i++) {
+        const struct param *p = ps->items[i];
+        const float *w = p->data;
+        for (int64_t k = 0; k < p->count && p->kind == PARAM_TRAINABLE; k++)
+            if (!isfinite(w[k]))
+                return err_set(e, E_NUMERIC, "adamw (update) had made element %lld of %s %g in"
+                               " step %lld", (long long)k, p->name, (double)w[k],
+                               (long long)t->r->state.step);
+    }
+    return 0;
+}
+
 /* Something was not a number: the same passes once more, looking after each operation, so that
- * the message can name the first one that made it so. Nothing has been updated. */
+ * the message can name the first one that made it so. Weights do not change where the norm of the
+ * gradients is no number. */
 static int find_culprit(struct trainer *t, int64_t n, struct err *e)
 {
     struct exec *x = t->r->session.exec;
     x->check = true;
-    int rc = forward_backward(t, n, e);
+    int rc = check_weights(t, e) || forward_backward(t, n, e) || update(t, e) ? -1 : 0;
     x->check = false;
     if (!rc) err_set(e, E_NUMERIC, "the loss is %g, the gradient's norm %g", t->loss, t->norm);
     return err_wrap(e, "step %lld (a lower learning rate may help)",

@@ -145,10 +145,17 @@ static int lora_load(struct adaptation *a, const char *dir, struct err *e)
     return 0;
 }
 
-static const char *last_part(const struct site *s)
+static const char *last_part(const char *path)
 {
-    const char *dot = strrchr(s->path, '.');
-    return dot ? dot + 1 : s->path;
+    const char *dot = strrchr(path, '.');
+    return dot ? dot + 1 : path;
+}
+
+static bool selected(const char **targets, int n, const char *path)
+{
+    for (int k = 0; k < n; k++)
+        if (str_eq(targets[k], last_part(path))) return true;
+    return false;
 }
 
 /* Fills targets[] with what selects exactly the adapted sites: last parts of paths, as people and
@@ -156,19 +163,15 @@ static const char *last_part(const struct site *s)
 static int pick_targets(const struct lora *l, const struct model *m, const char **targets)
 {
     int n = 0;
-    for (int i = 0; i < m->nsites; i++) {
-        bool listed = false;
-        if (!l->pairs[i].A) continue;
-        for (int k = 0; k < n && !listed; k++) listed = str_eq(targets[k], last_part(&m->sites[i]));
-        if (!listed) targets[n++] = last_part(&m->sites[i]);
-    }
-    for (int i = 0; i < m->nsites; i++) {
-        if (l->pairs[i].A) continue;
-        for (int k = 0; k < n; k++)
-            if (str_eq(targets[k], last_part(&m->sites[i]))) goto full;
-    }
-    return n;
-full:
+    bool exact = true;
+    for (int i = 0; i < m->nsites; i++)
+        if (l->pairs[i].A && !selected(targets, n, m->sites[i].path))
+            targets[n++] = last_part(m->sites[i].path);
+    for (int i = 0; i < m->nsites; i++)
+        if (!l->pairs[i].A && selected(targets, n, m->sites[i].path)) exact = false;
+    for (const char *const *p = m->arch->apart; p && *p; p++)
+        if (selected(targets, n, *p)) exact = false;
+    if (exact) return n;
     n = 0;
     for (int i = 0; i < m->nsites; i++)
         if (l->pairs[i].A) targets[n++] = m->sites[i].path;

@@ -90,13 +90,13 @@ static int gpt2_load(struct model *m, struct err *e)
     m->cache_layers = c.n_layer;
     m->cache_heads = c.n_head;
     m->cache_width = c.n_embd / c.n_head;
-    m->tied = c.tied;
     if (!(y->words = model_tensor(m, "transformer.wte.weight", 2, words, e)) ||
         !(y->places = model_tensor(m, "transformer.wpe.weight", 2, places, e)))
         return -1;
     for (int64_t i = 0; i < c.n_layer; i++)
         if (load_block(m, &c, &y->blocks[i], i, e)) return -1;
     if (parts_norm_load(m, "transformer.ln_f", c.n_embd, &y->norm, e)) return -1;
+    if (c.tied) m->tied = y->words;
     y->head = c.tied ? y->words : model_tensor(m, "lm_head.weight", 2, words, e);
     return y->head ? 0 : -1;
 }

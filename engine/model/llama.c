@@ -131,12 +131,12 @@ static int llama_load(struct model *m, struct err *e)
     m->cache_heads = c.num_key_value_heads;
     m->cache_width = c.head_dim;
     m->window = c.sliding_window;
-    m->tied = c.tie_word_embeddings;
     m->init_std = c.initializer_range;
     if (!(y->embed = model_tensor(m, "model.embed_tokens.weight", 2, table, e))) return -1;
     for (int64_t i = 0; i < c.num_hidden_layers; i++)
         if (load_block(m, &y->blocks[i], i, e)) return -1;
     if (!(y->norm = model_tensor(m, "model.norm.weight", 1, &c.hidden_size, e))) return -1;
+    if (c.tie_word_embeddings) m->tied = y->embed;
     y->head = m->tied ? y->embed : model_tensor(m, "lm_head.weight", 2, table, e);
     if (!y->head) return -1;
     return (y->freq = model_table(m, "rope.inv_freq", c.head_dim / 2, e)) ? 0 : -1;

@@ -84,21 +84,6 @@ static int read_flags(struct llama_config *c, const struct family *f, const json
     return 0;
 }
 
-/* Puts the name of the object before the field that a getter found wrong. */
-static int inside(struct err *e, const char *outer)
-{
-    char field[sizeof e->param];
-    memcpy(field, e->param, sizeof field);
-    snprintf(e->param, sizeof e->param, "%s.%.60s", outer, field);
-    return err_wrap(e, "%s", outer);
-}
-
-static bool among(const char *const *list, const char *key)
-{
-    while (*list && strcmp(*list, key) != 0) list++;
-    return *list != NULL;
-}
-
 /* A setting of another type of scaling would be ignored. */
 static int check_rope_keys(json_t *r, enum llama_rope rope, struct err *e)
 {
@@ -110,9 +95,9 @@ static int check_rope_keys(json_t *r, enum llama_rope rope, struct err *e)
     const char *key;
     json_t *v;
     json_object_foreach(r, key, v) {
-        if (json_is_null(v) || among(all, key)) continue;
-        if (rope == ROPE_LLAMA3 && among(llama3, key)) continue;
-        if (rope == ROPE_YARN && among(yarn, key)) continue;
+        if (json_is_null(v) || hfconfig_among(all, key)) continue;
+        if (rope == ROPE_LLAMA3 && hfconfig_among(llama3, key)) continue;
+        if (rope == ROPE_YARN && hfconfig_among(yarn, key)) continue;
         return hfconfig_unsupported(e, key, "is not known to this type of scaling");
     }
     return 0;
@@ -198,7 +183,7 @@ static int read_rope(struct llama_config *c, const json_t *o, struct err *e)
     if (part < 1) return hfconfig_unsupported(e, "partial_rotary_factor", "must be 1");
     if (!hfconfig_given(o, outer)) return 0;
     if (jx_object(o, outer, &r, e)) return -1;
-    return read_rope_object(c, r, e) ? inside(e, outer) : 0;
+    return read_rope_object(c, r, e) ? hfconfig_inside(e, outer) : 0;
 }
 
 /* What each layer says, where the config has a list of it. */

@@ -50,10 +50,22 @@ static int pick_arch(struct model *m, struct err *e)
 
 static bool is_ignored(const struct model *m, const char *name)
 {
-    if (m->tied && str_eq(name, "lm_head.weight")) return true;
     for (const char *const *p = m->arch->ignored; p && *p; p++)
         if (fnmatch(*p, name, 0) == 0) return true;
     return false;
+}
+
+/* A copy of the embedding that serves as the head. One that differs contradicts config.json:
+ * whether it counts depends on the version of transformers. */
+static int check_copy(const struct model *m, const struct st_tensor *t, struct err *e)
+{
+    const struct param *w = m->tied;
+    if (t->dtype == w->dtype0 && t->count == w->count && t->rank == w->rank &&
+        memcmp(t->data, w->source, (size_t)t->bytes) == 0)
+        return 0;
+    err_set(e, E_FORMAT, "tensor %s is not %s, to which 'tie_word_embeddings' ties it", t->name,
+            w->name);
+    return err_param(e, "tie_word_embeddings");
 }
 
 static int refuse_extra(const struct model *m, struct err *e)
@@ -61,6 +73,10 @@ static int refuse_extra(const struct model *m, struct err *e)
     for (int i = 0; i < st_count(m->st); i++) {
         const char *name = st_at(m->st, i)->name;
         if (params_find(&m->params, name) || is_ignored(m, name)) continue;
+        if (m->tied && str_eq(name, "lm_head.weight")) {
+            if (check_copy(m, st_at(m->st, i), e)) return -1;
+            continue;
+        }
         return err_set(e, E_FORMAT, "tensor %s is in the file but not in a %s model of this"
                        " config.json", name, m->cfg.model_type);
     }
@@ -122,6 +138,12 @@ struct model *model_open(const char *dir, const struct model_options *o, struct 
         goto fail;
     }
     if (hfconfig_load(&m->cfg, dir, e) || pick_arch(m, e)) goto fail;
+    if (m->labels && m->arch->task == &task_causal_lm) {
+        err_set(e, E_ARG, "a model of type %s has no classes: 'labels' is for classifiers",
+                m->cfg.model_type);
+        err_param(e, "labels");
+        goto fail;
+    }
     if (open_weights(m, e)) goto fail;
     if (m->arch->load(m, e) || (m->st && refuse_extra(m, e))) goto fail;
     return m;
@@ -181,7 +203,7 @@ int model_expect(const struct model *m, const struct model_task *task, struct er
                    m->arch->task->pipeline, task->pipeline);
 }
 
-static void shape_text(char out[96], int rank, const int64_t *shape)
+void model_shape_text(char out[96], int rank, const int64_t *shape)
 {
     int n = snprintf(out, 96, "[");
     for (int i = 0; i < rank && n < 80; i++)
@@ -195,8 +217,8 @@ static int from_file(struct model *m, struct param *p, const struct st_tensor *s
     for (int i = 0; same && i < p->rank; i++) same = s->shape[i] == p->shape[i];
     if (!same) {
         char in_file[96], wanted[96];
-        shape_text(in_file, s->rank, s->shape);
-        shape_text(wanted, p->rank, p->shape);
+        model_shape_text(in_file, s->rank, s->shape);
+        model_shape_text(wanted, p->rank, p->shape);
         return err_set(e, E_FORMAT, "tensor %s has shape %s, but config.json makes it %s", p->name,
                        in_file, wanted);
     }

@@ -40,6 +40,7 @@ struct arch {
     const char *prefix;  /* of the base model inside the class with the head, as "model."; a
                             checkpoint of the base model alone does without */
     const char *const *ignored;  /* patterns (fnmatch) of tensors that nobody reads, or NULL */
+    const char *const *apart; /* modules that PEFT could adapt but that are no sites, or NULL */
     bool npz;            /* reads a .npz too: load fills the parameters from it (model.npz) */
     int (*load)(struct model *m, struct err *e); /* config, then tensors and sites */
     void (*fill)(struct model *m); /* tables, once there is storage; NULL: none */
@@ -72,7 +73,7 @@ struct model {
     int64_t cache_layers, cache_heads, cache_width; /* of a key-value cache; 0: no generation */
     int64_t window;         /* what model_io.window is cut to */
     int64_t first_place;    /* row of the table of positions that position 0 has */
-    bool tied;              /* the head is the embedding: a stored copy of it is ignored */
+    const struct param *tied; /* the embedding that is the head too, or NULL */
     double init_std;        /* of fresh matrices */
 };
 
@@ -137,6 +138,7 @@ struct param *model_tensor(struct model *m, const char *name, int rank, const in
 /* The same of a head: starts fresh where the checkpoint lacks it, or model.labels asks for it. */
 struct param *model_fresh(struct model *m, const char *name, int rank, const int64_t *shape,
                           struct err *e);
+void model_shape_text(char out[96], int rank, const int64_t *shape); /* "[2, 3]" */
 /* A constant that is no tensor of the checkpoint, f32 [n]: arch.fill computes it. Added last. */
 struct param *model_table(struct model *m, const char *name, int64_t n, struct err *e);
 /* Adds <path>.weight, its bias if any, and the site. NULL on failure. */

@@ -137,7 +137,6 @@ static int opt_load(struct model *m, struct err *e)
     m->cache_heads = c.num_attention_heads;
     m->cache_width = c.hidden_size / c.num_attention_heads;
     m->first_place = FIRST_PLACE;
-    m->tied = c.tied;
     if (!(y->words = model_tensor(m, "model.decoder.embed_tokens.weight", 2, words, e)) ||
         !(y->places = model_tensor(m, "model.decoder.embed_positions.weight", 2, places, e)) ||
         load_projections(m, y, e))
@@ -147,6 +146,7 @@ static int opt_load(struct model *m, struct err *e)
     if (c.norm_before && !c.no_last_norm &&
         load_norm(m, &c, "model.decoder.final_layer_norm", &y->norm, e))
         return -1;
+    if (c.tied) m->tied = y->words;
     y->head = c.tied ? y->words : model_tensor(m, "lm_head.weight", 2, words, e);
     return y->head ? plain_norms(m, y, e) : -1;
 }

@@ -86,6 +86,7 @@ static int read_config(struct config *c, struct model *m, struct err *e)
         parts_activation(o, "hidden_act", &c->act, e) || check_options(o, e) ||
         count_labels(c, o, e))
         return -1;
+    if (m->labels) c->num_labels = m->labels;
     if (c->hidden_size % c->num_attention_heads)
         return hfconfig_wrong(e, "num_attention_heads", "must divide 'hidden_size'");
     if (c->pad_token_id + 1 >= c->max_position_embeddings)

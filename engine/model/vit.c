@@ -270,9 +270,12 @@ static void vit_record(struct model *m, struct tape *t, const struct model_shape
 static const char *const vit_classes[] = {"ViTForImageClassification", "ViTModel", NULL};
 static const char *const vit_ignored[] = {"vit.pooler.*", "pooler.*", NULL};
 
+static const char *const timm_apart[] = {"patch_embed.proj", NULL};
+
 const struct arch arch_vit = {.model_type = "vit", .task = &task_image_cls,
                               .architectures = vit_classes, .prefix = "vit.",
                               .ignored = vit_ignored, .npz = true, .load = vit_load,
                               .record = vit_record};
 const struct arch arch_timm = {.model_type = "timm", .task = &task_image_cls, .prefix = "",
-                               .npz = true, .load = timm_load, .record = vit_record};
+                               .apart = timm_apart, .npz = true, .load = timm_load,
+                               .record = vit_record};

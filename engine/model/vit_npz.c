@@ -30,14 +30,6 @@ struct piece {
     int64_t at;
 };
 
-static void text(char out[96], int rank, const int64_t *shape)
-{
-    int n = snprintf(out, 96, "[");
-    for (int k = 0; k < rank && n < 80; k++)
-        n += snprintf(out + n, 96 - (size_t)n, "%s%lld", k ? ", " : "", (long long)shape[k]);
-    snprintf(out + n, 96 - (size_t)n, "]");
-}
-
 static const struct npz_array *find(struct loader *l, const struct piece *w)
 {
     const struct npz_array *x = npz_find(l->z, w->name);
@@ -47,8 +39,8 @@ static const struct npz_array *find(struct loader *l, const struct piece *w)
     }
     if (x->rank != w->rank || memcmp(x->shape, w->shape, (size_t)x->rank * sizeof *x->shape)) {
         char in_file[96], wanted[96];
-        text(in_file, x->rank, x->shape);
-        text(wanted, w->rank, w->shape);
+        model_shape_text(in_file, x->rank, x->shape);
+        model_shape_text(wanted, w->rank, w->shape);
         err_set(l->e, E_FORMAT, "array %s has shape %s, but config.json makes it %s", w->name,
                 in_file, wanted);
         return NULL;

@@ -135,12 +135,6 @@ static const char *const read_here[] = {
     "num_heads", "mlp_ratio", "qkv_bias", "no_embed_class", "pre_norm", "act_layer", "pos_embed",
     NULL};
 
-static bool among(const char *const *list, const char *key)
-{
-    while (*list && strcmp(*list, key) != 0) list++;
-    return *list;
-}
-
 static bool is_default(const struct fixed *f, const json_t *v)
 {
     if (json_is_null(v)) return true;
@@ -155,7 +149,7 @@ static int check_keys(json_t *args, struct err *e)
     json_t *v;
     json_object_foreach(args, key, v) {
         size_t i = 0, n = sizeof fixed / sizeof *fixed;
-        if (among(read_here, key) || among(neutral, key)) continue;
+        if (hfconfig_among(read_here, key) || hfconfig_among(neutral, key)) continue;
         while (i < n && strcmp(fixed[i].key, key) != 0) i++;
         if (i == n) return hfconfig_unsupported(e, key, "is not known");
         if (!is_default(&fixed[i], v))
@@ -228,15 +222,6 @@ static int read_pretrained(struct vit_config *c, const json_t *cfg, struct err *
     return 0;
 }
 
-/* Puts the object's name before the field that was wrong in it. */
-static int inside(struct err *e, const char *outer)
-{
-    char field[sizeof e->param];
-    memcpy(field, e->param, sizeof field);
-    snprintf(e->param, sizeof e->param, "%s.%.60s", outer, field);
-    return err_wrap(e, "%s", outer);
-}
-
 int vit_config_parse_timm(struct vit_config *out, const struct hf_config *base,
                           const struct st *weights, struct err *e)
 {
@@ -245,11 +230,11 @@ int vit_config_parse_timm(struct vit_config *out, const struct hf_config *base,
     json_t *args = NULL, *cfg = NULL;
     if (read_name(&c, base->architecture, e)) return -1;
     if (hfconfig_given(o, "pretrained_cfg") && jx_object(o, "pretrained_cfg", &cfg, e)) return -1;
-    if (cfg && read_pretrained(&c, cfg, e)) return inside(e, "pretrained_cfg");
+    if (cfg && read_pretrained(&c, cfg, e)) return hfconfig_inside(e, "pretrained_cfg");
     if (jx_opt_int64(o, "num_classes", 0, 1 << 22, &c.labels, e) || check_words(o, e)) return -1;
     if (weights) read_weights(&c, weights);
     if (hfconfig_given(o, "model_args") && jx_object(o, "model_args", &args, e)) return -1;
-    if (args && read_args(&c, args, e)) return inside(e, "model_args");
+    if (args && read_args(&c, args, e)) return hfconfig_inside(e, "model_args");
     if (vit_config_check(&c, "img_size", e)) return -1;
     *out = c;
     return 0;

@@ -420,6 +420,8 @@ static void methods_and_plans_come_from_the_engine(void **state)
     a = server_post(&server, "/v1/plans", body);
     if (a.status != 200) fail_msg("plan: %s", a.body);
     assert_true(json_integer_value(answer_get(&a, "peak_bytes")) > 10000);
+    assert_true(json_real_value(answer_get(&a, "seconds")) > 0); /* measured in the sandbox */
+    assert_true(json_is_true(answer_get(&a, "fits")));
     answer_clear(&a);
     a = server_get(&server, "/v1/fine_tuning/jobs?limit=100");
     assert_true(json_array_size(answer_get(&a, "data")) < 100);
@@ -452,6 +454,31 @@ static void a_stopped_server_ends_its_streams_and_the_job_goes_on(void **state)
     wait_status(id, "cancelled");
 }
 
+/* The server passes its limit on to workers and checks. */
+static void a_job_that_does_not_fit_fails_with_what_would(void **state)
+{
+    (void)state;
+    static const char *const args[] = {"--poll-ms", "20", "--jobs-max", "2", NULL};
+    char body[512], id[64];
+    assert_int_equal(server_stop(&server), 0);
+    setenv("GRAFT_MEMORY", "5", 1);
+    server_restart(&server, args);
+    job_body(body, sizeof body, SHORT);
+    struct answer a = server_post(&server, "/v1/plans", body);
+    assert_int_equal(a.status, 200);
+    assert_true(json_is_false(answer_get(&a, "fits")));
+    assert_non_null(strstr(answer_str(&a, "advice"), " MiB more than there is; "));
+    answer_clear(&a);
+    create(SHORT, id);
+    wait_status(id, "failed");
+    a = job(id, "GET", "");
+    assert_non_null(strstr(answer_str(&a, "error.message"), " MiB more than there is; "));
+    answer_clear(&a);
+    assert_int_equal(server_stop(&server), 0);
+    unsetenv("GRAFT_MEMORY");
+    server_restart(&server, args);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -466,6 +493,7 @@ int main(void)
         cmocka_unit_test(jobs_are_listed_by_page_and_metadata),
         cmocka_unit_test(a_stopped_server_ends_its_streams_and_the_job_goes_on),
         cmocka_unit_test(methods_and_plans_come_from_the_engine),
+        cmocka_unit_test(a_job_that_does_not_fit_fails_with_what_would),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -2,8 +2,8 @@
 
 usage: peer_torch.py WORKLOAD [OPTION...]     OPTION: compile, eager, threads=N, small
 
-Answers "ready <number of trained parameters> ..." once the model is built, then "<seconds> <loss>" to each line "step",
-and "<KiB>" (VmHWM of this process) to "rss". Weights are random; nothing is downloaded.
+Answers "ready <number of trained parameters> ..." once the model is built, then "<seconds> <loss> <CPU seconds>" to each line
+"step", and "<KiB>" (VmHWM of this process) to "rss". Weights are random; nothing is downloaded.
 """
 import os
 import sys
@@ -83,9 +83,9 @@ def main():
           THREADS, "threads", flush=True)
     for line in sys.stdin:
         if line.strip() == "step":
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             loss = step()
-            print(time.perf_counter() - start, loss, flush=True)
+            print(time.perf_counter() - start, loss, time.process_time() - cpu, flush=True)
         else:
             with open("/proc/self/status") as f:
                 print(next(s.split()[1] for s in f if s.startswith("VmHWM")), flush=True)

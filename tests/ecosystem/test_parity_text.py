@@ -171,9 +171,10 @@ def test_checkpoints_of_the_base_model_alone(name, prefix, tmp_path):
         config = json.load(open(tmp_path / "model/config.json"))
         config["architectures"] = ["MistralForCausalLM"]
         json.dump(config, open(tmp_path / "model/config.json", "w"))
-        done = subprocess.run([MODEL, "generate", tmp_path / "model", tmp_path / "none", "1", "0", "1",
-                               tmp_path / "out"], capture_output=True, text=True)
-        assert done.returncode == 1
+        safetensors.torch.save_file({"ids": torch.tensor([3])}, tmp_path / "ids.safetensors")
+        done = subprocess.run([MODEL, "generate", tmp_path / "model", tmp_path / "ids.safetensors",
+                               "1", "0", "1", tmp_path / "out"], capture_output=True, text=True)
+        assert done.returncode == 1 and "lm_head.weight is missing" in done.stderr
         return
     assert not any(n.startswith(prefix) for n in names)
     compare(name, model, tmp_path / "model", tmp_path, prefix)
@@ -228,7 +229,7 @@ def byte_tokenizer(folder):
     return t
 
 
-def job(folder, model, method, **settings):
+def job(folder, model, method, init="pretrained", ok=0, **settings):
     rows = [{"prompt": f"{w} is", "completion": f" a {c} thing, said {w}."}
             for w in ("sky", "sea", "sun", "sand") for c in ("blue", "wide", "old")]
     data = folder / "data.jsonl"
@@ -236,9 +237,9 @@ def job(folder, model, method, **settings):
     settings = {"batch_size": 4, "max_steps": 6, "warmup_steps": 1, **settings}
     path = folder / "job.json"
     path.write_text(json.dumps({
-        "seed": 7, "model": {"id": "test/base", "path": str(model)}, "method": method,
+        "seed": 7, "model": {"id": "test/base", "path": str(model), "init": init}, "method": method,
         "settings": settings, "training_file": str(data), "result_id": "test/out"}))
-    run(GRAFT, "run", path, "--dir", folder / "job")
+    run(GRAFT, "run", path, "--dir", folder / "job", ok=ok)
     return folder / "job/result"
 
 
@@ -302,6 +303,30 @@ def test_full_jobs_give_what_transformers_loads(name, tmp_path):
     assert relative(logits_of(merged, ids), logits_of(model, ids)) > 1e-2
     assert relative(graft_logits(tmp_path, result / "merged", None, ids),
                     logits_of(merged, ids)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2-untied", "opt-350m"])
+def test_training_from_scratch_needs_the_config_alone(name, tmp_path):
+    base = tmp_path / "model"
+    make(name, base)
+    os.unlink(base / "model.safetensors")
+    ids = byte_tokenizer(base).encode("sun is old").ids
+    result = job(tmp_path, base, "full", init="random", learning_rate=0.003)
+    merged = load(result / "merged", name)
+    assert relative(graft_logits(tmp_path, result / "merged", None, ids),
+                    logits_of(merged, ids)) < 1e-5
+
+
+def test_a_classifier_is_no_model_for_a_job_on_text(tmp_path):
+    base = tmp_path / "model"
+    make("roberta", base)
+    byte_tokenizer(base)
+    result = job(tmp_path, base, "lora", ok=10)
+    said = json.load(open(tmp_path / "job/attempts/1/exit.json"))
+    assert not result.exists() and "text-classification" in json.dumps(said)
+    done = subprocess.run([GRAFT, "generate", base, "--prompt", "sun"], capture_output=True,
+                          text=True)
+    assert done.returncode != 0 and "text-generation" in done.stderr
 
 
 @pytest.mark.parametrize("name,targets", [

@@ -20,8 +20,12 @@ cat >"$work/in/my job.json" <<'JSON'
 {"model": {"path": "base"}, "training_file": "rows.jsonl",
  "settings": {"max_steps": 4, "r": 2, "validation_split": 0.2, "batch_size": 4}}
 JSON
-expect 0 "$graft" plan "$work/in/my job.json"; has "$out" "peak"
+export XDG_CACHE_HOME="$work/cache"
+expect 0 "$graft" plan "$work/in/my job.json"; has "$out" "peak"; has "$out" "time per step"
+[ -s "$XDG_CACHE_HOME/graft/profile.json" ] || fail "the device's measurement is not kept"
 expect 0 "$graft" plan "$work/in/my job.json" --json; has "$out" '"steps": 4'
+GRAFT_MEMORY=5 expect 30 "$graft" plan "$work/in/my job.json"; has "$out" "does not fit"
+GRAFT_MEMORY=5 expect 30 "$graft" run "$work/in/my job.json"; has "$out" "MiB more than there is"
 expect 0 "$graft" run "$work/in/my job.json"
 has "$out" "step 4/4"; has "$out" "validation loss="; has "$out" "my-job-job/result"
 result="$work/in/my-job-job/result"

@@ -12,6 +12,7 @@
 #include "engine/base/str.h"
 #include "engine/job/graph.h"
 #include "engine/method/method.h"
+#include "engine/op/ref/ref.h"
 #include "tests/lib/refbatch.h"
 
 #include <math.h>
@@ -195,6 +196,136 @@ static void gradients_of_all_weights_equal_those_of_transformers(void **state)
     }
 }
 
+/* All gradients one after the other; mem_free. */
+static float *train_once(const char *name, enum recompute policy, int threads, int64_t *count)
+{
+    struct golden g;
+    struct err e;
+    open_golden(&g, name, true, &e);
+    OK(refbatch_fill(&g.batch, g.ref, &e));
+    exec_free(g.exec);
+    assert_non_null(g.exec = g.graphs.exec = exec_new_cpu(threads, &e));
+    g.exec->poison = true;
+    g.graphs.recompute = policy;
+    const struct graph_key k = {.kind = GRAPH_TRAIN, .B = g.B, .T = g.T};
+    struct graph *p = graphs_bind(&g.graphs, &k, &e);
+    if (!p) fail_msg("%s", e.msg);
+    OK(graph_feed(g.exec, p, &g.batch, 1.0f / (float)g.batch.trained, &e));
+    OK(exec_run(g.exec, PHASE_STEP, 0, &e));
+    *count = params_count(&g.model->params, PARAM_TRAINABLE);
+    float *all = mem_array(*count, sizeof *all, &e), *to = all;
+    assert_non_null(all);
+    for (int i = 0; i < g.model->ntensors; i++) {
+        const struct param *w = g.model->params.items[i];
+        memcpy(to, w->grad, (size_t)w->count * sizeof *to);
+        to += w->count;
+    }
+    close_golden(&g);
+    return all;
+}
+
+static void recomputing_and_threads_change_no_bit(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        int64_t n, same;
+        float *want = train_once(models[m], RECOMPUTE_NONE, 1, &n);
+        for (enum recompute policy = RECOMPUTE_NONE; policy < RECOMPUTE_COUNT; policy++) {
+            float *got = train_once(models[m], policy, 3, &same);
+            assert_int_equal(same, n);
+            if (memcmp(got, want, (size_t)n * sizeof *got) != 0)
+                fail_msg("%s, %s: other gradients", models[m], recompute_names[policy]);
+            mem_free(got);
+        }
+        mem_free(want);
+    }
+}
+
+/* ---- the same pass in double ---- */
+
+static void set_ints(struct ref_run *r, int tensor, const int32_t *from, int32_t plus)
+{
+    if (tensor < 0) return;
+    for (int64_t i = 0; i < r->v[tensor].count; i++) r->v[tensor].d[i] = from ? from[i] + plus : 0;
+}
+
+static void set_inputs(const struct golden *g, const struct graph *p, struct ref_run *r)
+{
+    const struct batch *b = &g->batch;
+    const struct model_io *io = &p->io;
+    set_ints(r, io->ids, b->ids, 0);
+    set_ints(r, io->pos, b->pos, 0);
+    set_ints(r, io->range, b->range, 0);
+    set_ints(r, io->target, b->target, 0);
+    set_ints(r, io->place, b->pos, (int32_t)g->model->first_place);
+    set_ints(r, io->types, NULL, 0);
+    set_ints(r, io->window, b->range, 0);
+    for (int64_t n = 0; io->window >= 0 && n < b->B * b->T; n++) {
+        double *lo = &r->v[io->window].d[2 * n];
+        lo[0] = fmax(lo[0], lo[1] - (double)g->model->window);
+    }
+    r->v[io->weight].d[0] = 1.0f / (float)b->trained;
+}
+
+/* The loss with w moved by h along its own gradient, which has this norm. */
+static double moved_loss(const struct graph *p, struct ref_run *r, const struct param *w,
+                         double norm, double h)
+{
+    for (int i = 0; i < p->tape->ntensors; i++) {
+        const struct tensor *x = &p->tape->tensors[i];
+        if (!x->param) continue;
+        for (int64_t k = 0; k < x->count; k++) {
+            r->v[i].d[k] = ((const float *)x->param->data)[k];
+            if (x->param == w) r->v[i].d[k] += h * w->grad[k] / norm;
+        }
+    }
+    ref_run_all(r);
+    return r->v[p->io.loss].d[0];
+}
+
+/* Along the gradient of each weight the loss rises by the gradient's norm. The bound is that of
+ * f32 sums of some hundred terms; the difference quotient itself is good to about 1e-9. */
+static void gradients_are_the_slopes_of_the_loss_in_double(void **state)
+{
+    (void)state;
+    const double h = 1e-5;
+    for (int m = 0; m < MODELS; m++) {
+        struct golden g;
+        struct err e;
+        struct ref_run r;
+        double worst = 0, all = 0;
+        open_golden(&g, models[m], true, &e);
+        OK(refbatch_fill(&g.batch, g.ref, &e));
+        const struct graph_key train = {.kind = GRAPH_TRAIN, .B = g.B, .T = g.T};
+        const struct graph_key loss = {.kind = GRAPH_LOSS, .B = g.B, .T = g.T};
+        struct graph *p = graphs_bind(&g.graphs, &train, &e);
+        if (!p) fail_msg("%s", e.msg);
+        OK(graph_feed(g.exec, p, &g.batch, 1.0f / (float)g.batch.trained, &e));
+        OK(exec_run(g.exec, PHASE_STEP, 0, &e));
+        if (!(p = graphs_bind(&g.graphs, &loss, &e))) fail_msg("%s", e.msg);
+        OK(ref_run_init(&r, p->tape, &e));
+        set_inputs(&g, p, &r);
+        for (int i = 0; i < g.model->ntensors; i++)
+            all += square(g.model->params.items[i]->grad, NULL, g.model->params.items[i]->count);
+        for (int i = 0; i < g.model->ntensors; i++) {
+            const struct param *w = g.model->params.items[i];
+            double norm = sqrt(square(w->grad, NULL, w->count));
+            if (norm < 1e-3 * sqrt(all)) continue; /* rounding, or next to it */
+            double slope = moved_loss(p, &r, w, norm, h) - moved_loss(p, &r, w, norm, -h);
+            slope /= 2 * h;
+            double d = fabs(slope / norm - 1);
+            if (d > worst) worst = d;
+            if (!(d <= 1e-5)) fail_msg("%s: along %s slope %.9g, norm %.9g", models[m], w->name,
+                                       slope, norm);
+        }
+        print_message("%-14s slopes %.2g\n", models[m], worst);
+        ref_run_clear(&r);
+        close_golden(&g);
+    }
+}
+
+/* ---- generation ---- */
+
 /* Writes ids [1,n] at position `at` into a bound graph with a cache and reads the last logits. */
 static void push(struct golden *g, struct model_cache *c, const int32_t *ids, int32_t n,
                  int32_t at, float *out)
@@ -368,6 +499,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_equal_those_of_transformers),
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers),
+        cmocka_unit_test(recomputing_and_threads_change_no_bit),
+        cmocka_unit_test(gradients_are_the_slopes_of_the_loss_in_double),
         cmocka_unit_test(decoding_with_a_cache_equals_one_long_pass),
         cmocka_unit_test(a_wrong_tensor_is_refused_by_name_and_shapes),
         cmocka_unit_test(tables_of_older_checkpoints_are_left_out),

@@ -7,15 +7,20 @@
 
 #include <cmocka.h>
 
+#include "engine/base/fault.h"
 #include "engine/base/fs.h"
+#include "engine/base/hash.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/rng.h"
 #include "engine/base/str.h"
 #include "engine/engine.h"
+#include "engine/fmt/npz.h"
 #include "engine/job/graph.h"
 #include "engine/method/method.h"
 
+#include <archive.h>
+#include <archive_entry.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -244,6 +249,67 @@ static void the_same_weights_give_the_same_logits_in_every_layout(void **state)
     }
 }
 
+static void recomputing_and_threads_change_no_bit(void **state)
+{
+    (void)state;
+    for (int m = 0; m < FOLDERS; m++) {
+        char dir[64], first[65], hex[65];
+        int64_t bytes[RECOMPUTE_COUNT];
+        snprintf(dir, sizeof dir, GOLDEN "%s", folders[m]);
+        for (int run = 0; run < 2 * RECOMPUTE_COUNT; run++) {
+            struct golden g;
+            struct err e = ERR_INIT;
+            int policy = run / 2;
+            open_golden(&g, dir, folders[m], true);
+            exec_free(g.exec);
+            assert_non_null(g.exec = g.graphs.exec = exec_new_cpu(run % 2 ? 5 : 1, &e));
+            g.graphs.recompute = (enum recompute)policy;
+            run_loss(&g, GRAPH_TRAIN);
+            struct hash *h = hash_new("SHA256", &e);
+            for (int i = 0; i < g.model->ntensors; i++) {
+                const struct param *w = g.model->params.items[i];
+                OK(hash_add(h, w->grad, (size_t)w->count * sizeof(float), &e));
+            }
+            OK(hash_hex(h, hex, &e));
+            hash_free(h);
+            if (run == 0) memcpy(first, hex, sizeof hex);
+            assert_string_equal(hex, first);
+            bytes[policy] = g.graphs.bound->report.step_bytes;
+            close_golden(&g);
+        }
+        assert_true(bytes[RECOMPUTE_CHEAP] < bytes[RECOMPUTE_NONE]);
+        assert_true(bytes[RECOMPUTE_BLOCK] < bytes[RECOMPUTE_CHEAP]);
+    }
+}
+
+/* For a device that computes in bf16: its kernels are tested elsewhere, the recording here. */
+static void a_pass_in_bf16_is_recorded_with_gradients_in_f32(void **state)
+{
+    (void)state;
+    for (int m = 0; m < FOLDERS; m++) {
+        struct golden g;
+        struct err e = ERR_INIT;
+        struct model_io io;
+        const struct model_shape s = {.B = 2, .train = true};
+        char dir[64];
+        int halves = 0;
+        snprintf(dir, sizeof dir, GOLDEN "%s", folders[m]);
+        open_golden(&g, dir, folders[m], true);
+        struct tape *t = tape_new(&e);
+        t->compute = DT_BF16;
+        OK(model_record(g.model, t, &s, &io, &e));
+        OK(tape_backward(t, io.loss, &e));
+        for (int i = 0; i < t->ntensors; i++) {
+            halves += t->tensors[i].dtype == DT_BF16;
+            if (t->tensors[i].slot == SLOT_GRAD) assert_int_equal(t->tensors[i].dtype, DT_F32);
+        }
+        assert_true(halves > 50);
+        assert_int_equal(t->tensors[io.loss].dtype, DT_F32);
+        tape_free(t);
+        close_golden(&g);
+    }
+}
+
 /* The loss along one direction of all weights, and the gradients' word for its slope. */
 static double slope(struct golden *g, float **save, const float *along, double h)
 {
@@ -352,9 +418,11 @@ static void a_bare_checkpoint_gets_a_fresh_head(void **state)
 static void another_number_of_labels_starts_a_fresh_head(void **state)
 {
     (void)state;
-    static const char *const dirs[] = {GOLDEN "hf", GOLDEN "timm", GOLDEN "npz"};
-    static const char *const heads[] = {"classifier.weight", "head.weight", "head.weight"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const dirs[] = {GOLDEN "hf", GOLDEN "timm", GOLDEN "npz",
+                                       GOLDEN "../roberta"};
+    static const char *const heads[] = {"classifier.weight", "head.weight", "head.weight",
+                                        "classifier.out_proj.weight"};
+    for (int i = 0; i < 4; i++) {
         struct err e = ERR_INIT;
         struct model *m[3];
         for (int k = 0; k < 3; k++) {
@@ -369,6 +437,10 @@ static void another_number_of_labels_starts_a_fresh_head(void **state)
         assert_true(memcmp(w[0]->data, w[2]->data, (size_t)w[0]->count * sizeof(float)) != 0);
         for (int k = 0; k < 3; k++) model_free(m[k]);
     }
+    const struct model_options o = {.labels = 7};
+    struct err e = ERR_INIT;
+    assert_null(model_open(GOLDEN "../llama", &o, &e));
+    assert_string_equal(e.param, "labels");
 }
 
 /* ---- what is known without numbers ---- */
@@ -421,6 +493,32 @@ static void random_weights_need_only_the_config(void **state)
         model_free(m);
         fs_rmtree(dir, &e);
     }
+}
+
+static void without_labels_a_model_is_described_but_not_run(void **state)
+{
+    (void)state;
+    static const char config[] = "{\"architecture\": \"vit_tiny_patch16_224\","
+                                 " \"num_classes\": 0}";
+    char dir[] = "/tmp/graft-vit-XXXXXX", path[64];
+    struct err e = ERR_INIT;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    OK(fs_write_file(path, config, strlen(config), &e));
+    for (int labels = 0; labels <= 3; labels += 3) {
+        const struct model_options o = {.random = true, .labels = labels};
+        const struct model_shape s = {.B = 1};
+        struct model_io io;
+        struct model *m = model_open(dir, &o, &e);
+        if (!m) fail_msg("%s", e.msg);
+        assert_int_equal(m->classes, labels);
+        struct tape *t = tape_new(&e);
+        assert_int_equal(model_record(m, t, &s, &io, &e), labels ? 0 : -1);
+        if (!labels) assert_non_null(strstr(e.msg, "how many labels"));
+        tape_free(t);
+        model_free(m);
+    }
+    fs_rmtree(dir, &e);
 }
 
 static void sites_have_the_paths_of_their_modules(void **state)
@@ -506,6 +604,107 @@ static void a_config_beyond_the_builder_is_refused_by_field(void **state)
     }
 }
 
+/* How write_npz spoils the golden archive. */
+enum spoil { MISSING, EXTRA, MISSHAPEN, DOUBLE, INNER };
+
+static void put_array(struct archive *z, const char *name, const struct npz_array *a, bool flat,
+                      bool wide)
+{
+    struct archive_entry *entry = archive_entry_new();
+    char header[128], full[PARAM_NAME], shape[64] = "";
+    for (int i = 0; i < a->rank && !flat; i++)
+        snprintf(shape + strlen(shape), sizeof shape - strlen(shape), "%lld,",
+                 (long long)a->shape[i]);
+    if (flat) snprintf(shape, sizeof shape, "%lld,", (long long)a->count);
+    int n = snprintf(header, sizeof header,
+                     "\x93NUMPY\x01%c%c%c{'descr': '<f%d', 'fortran_order': False, 'shape': (%s)}",
+                     0, 'x', 0, wide ? 8 : 4, shape);
+    header[8] = (char)(n - 10);
+    size_t bytes = (size_t)a->bytes << wide;
+    char *zeros = calloc(1, bytes);
+    snprintf(full, sizeof full, "%s.npy", name);
+    archive_entry_set_pathname(entry, full);
+    archive_entry_set_filetype(entry, AE_IFREG);
+    archive_entry_set_size(entry, (la_int64_t)((size_t)n + bytes));
+    assert_int_equal(archive_write_header(z, entry), ARCHIVE_OK);
+    assert_int_equal(archive_write_data(z, header, (size_t)n), n);
+    assert_int_equal(archive_write_data(z, wide ? zeros : a->data, bytes), (la_ssize_t)bytes);
+    archive_entry_free(entry);
+    free(zeros);
+}
+
+static void write_npz(const char *dir, enum spoil how)
+{
+    struct err e = ERR_INIT;
+    char path[FS_PATH_MAX];
+    struct npz *from = npz_open(GOLDEN "npz/ViT.npz", 1 << 20, &e);
+    struct archive *z = archive_write_new();
+    static const char victim[] =
+        "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/kernel";
+    assert_non_null(from);
+    snprintf(path, sizeof path, "%s/ViT.npz", dir);
+    assert_int_equal(archive_write_set_format_zip(z), ARCHIVE_OK);
+    assert_int_equal(archive_write_open_filename(z, path), ARCHIVE_OK);
+    for (int i = 0; i < npz_count(from); i++) {
+        const struct npz_array *a = npz_at(from, i);
+        bool it = str_eq(a->name, victim);
+        if (it && how == MISSING) continue;
+        put_array(z, a->name, a, it && how == MISSHAPEN, it && how == DOUBLE);
+    }
+    if (how == EXTRA) put_array(z, "Transformer/encoderblock_2/x", npz_at(from, 0), false, false);
+    if (how == INNER) put_array(z, "pre_logits/bias", npz_at(from, 0), false, false);
+    assert_int_equal(archive_write_close(z), ARCHIVE_OK);
+    archive_write_free(z);
+    npz_close(from);
+}
+
+static void a_wrong_array_of_an_npz_is_refused_by_name_and_shapes(void **state)
+{
+    (void)state;
+    static const char *const said[][3] = {
+        [MISSING] = {"encoderblock_1/MultiHeadDotProductAttention_1/out/kernel", "missing", ""},
+        [EXTRA] = {"Transformer/encoderblock_2/x", "not in a ViT", ""},
+        [MISSHAPEN] = {"MultiHeadDotProductAttention_1/out/kernel", "[256]", "[4, 4, 16]"},
+        [DOUBLE] = {"MultiHeadDotProductAttention_1/out/kernel", "F64", "F16"},
+        [INNER] = {"pre_logits/bias", "new head", ""},
+    };
+    for (int how = MISSING; how <= INNER; how++) {
+        const struct model_options same = {0}, other = {.labels = 3};
+        struct err e = ERR_INIT;
+        const char *dir = folder(GOLDEN "npz/config.json");
+        write_npz(dir, (enum spoil)how);
+        assert_null(model_open(dir, &same, &e));
+        for (int k = 0; k < 3; k++)
+            if (!strstr(e.msg, said[how][k])) fail_msg("'%s' lacks '%s'", e.msg, said[how][k]);
+        /* What leads to the old head alone is left out with it. */
+        struct model *m = model_open(dir, &other, &e);
+        assert_int_equal(m != NULL, how == INNER);
+        model_free(m);
+        fs_rmtree(dir, &e);
+    }
+}
+
+static void every_failed_allocation_is_an_error_and_no_leak(void **state)
+{
+    (void)state;
+    const struct model_options o = {0};
+    struct err e = ERR_INIT;
+    int failures = 0;
+    mem_hook_libraries();
+    size_t live = mem_live();
+    for (int64_t n = 1;; n++) {
+        fault_arm(FAULT_MEM, n, false);
+        struct model *m = model_open(GOLDEN "npz", &o, &e);
+        fault_arm(FAULT_MEM, 0, false);
+        model_free(m);
+        assert_int_equal(mem_live(), live);
+        if (m) break;
+        if (e.code != E_NOMEM) fail_msg("allocation %lld: %s", (long long)n, e.msg);
+        failures++;
+    }
+    assert_true(failures > 200);
+}
+
 static void two_npz_files_are_no_model(void **state)
 {
     (void)state;
@@ -551,13 +750,18 @@ int main(void)
         cmocka_unit_test(logits_equal_those_of_transformers_and_timm),
         cmocka_unit_test(gradients_of_all_weights_equal_those_of_transformers_and_timm),
         cmocka_unit_test(the_same_weights_give_the_same_logits_in_every_layout),
+        cmocka_unit_test(a_pass_in_bf16_is_recorded_with_gradients_in_f32),
+        cmocka_unit_test(recomputing_and_threads_change_no_bit),
         cmocka_unit_test(gradients_are_the_slope_of_the_loss),
         cmocka_unit_test(a_bare_checkpoint_gets_a_fresh_head),
         cmocka_unit_test(another_number_of_labels_starts_a_fresh_head),
         cmocka_unit_test(sizes_of_timm_come_from_the_weights_and_the_name),
         cmocka_unit_test(random_weights_need_only_the_config),
+        cmocka_unit_test(without_labels_a_model_is_described_but_not_run),
         cmocka_unit_test(sites_have_the_paths_of_their_modules),
         cmocka_unit_test(a_config_beyond_the_builder_is_refused_by_field),
+        cmocka_unit_test(a_wrong_array_of_an_npz_is_refused_by_name_and_shapes),
+        cmocka_unit_test(every_failed_allocation_is_an_error_and_no_leak),
         cmocka_unit_test(two_npz_files_are_no_model),
         cmocka_unit_test(a_folder_is_described_and_text_is_not_asked_of_it),
     };

@@ -282,6 +282,28 @@ static void poison_exposes_what_a_kernel_did_not_write(void **state)
     rig_clear(&r);
 }
 
+static int run_nothing(const struct step *s, struct exec *x, struct err *e)
+{
+    (void)s;
+    (void)x;
+    (void)e;
+    return 0;
+}
+
+/* The kernel's own = and += are all there is. */
+static void no_pass_sets_gradients_to_zero(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_init(&r);
+    table[OP_LINEAR_DW] = run_nothing;
+    for (int i = 0; i < 3; i++) r.w->grad[i] = 1000.0f;
+    step(&r, 0);
+    step(&r, 1);
+    for (int i = 0; i < 3; i++) assert_true(r.w->grad[i] == 1000.0f);
+    rig_clear(&r);
+}
+
 static void a_nan_is_reported_with_op_node_and_tensor(void **state)
 {
     (void)state;
@@ -293,7 +315,7 @@ static void a_nan_is_reported_with_op_node_and_tensor(void **state)
     table[OP_LINEAR_DW] = run_nan;
     assert_int_equal(exec_run(r.x, PHASE_STEP, 0, &e), -1);
     assert_int_equal(e.code, E_NUMERIC);
-    assert_non_null(strstr(e.msg, "linear_dw (node "));
+    assert_non_null(strstr(e.msg, "linear_dw (backward, gradient of w) gave nan at "));
     assert_non_null(strstr(e.msg, "element 2 of grad w"));
     r.x->check = false;
     assert_int_equal(exec_run(r.x, PHASE_STEP, 0, &e), 0);
@@ -349,7 +371,7 @@ static void a_failing_kernel_is_named(void **state)
     table[OP_SUMSQ] = run_fails;
     assert_int_equal(exec_run(r.x, PHASE_UPDATE, 0, &e), -1);
     assert_int_equal(e.code, E_NOMEM);
-    assert_non_null(strstr(e.msg, "sumsq (node "));
+    assert_non_null(strstr(e.msg, "sumsq (update, gradient of w): "));
     rig_clear(&r);
 }
 
@@ -414,6 +436,7 @@ int main(void)
         cmocka_unit_test(a_dtype_without_kernels_is_refused_when_bound),
         cmocka_unit_test(what_cannot_run_is_refused_when_bound),
         cmocka_unit_test(poison_exposes_what_a_kernel_did_not_write),
+        cmocka_unit_test(no_pass_sets_gradients_to_zero),
         cmocka_unit_test(a_nan_is_reported_with_op_node_and_tensor),
         cmocka_unit_test(the_lse_of_an_empty_range_may_be_minus_infinity),
         cmocka_unit_test(a_failing_kernel_is_named),

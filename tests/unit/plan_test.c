@@ -283,6 +283,32 @@ static void evaluation_asks_for_no_gradient_outputs(void **state)
     drop(p, &m);
 }
 
+/* Two passes from one recording: nothing but the products themselves touches a gradient, the
+ * first in order overwrites it in the first micro-batch. */
+static void gradients_are_written_by_their_products_alone(void **state)
+{
+    (void)state;
+    for (int rank = 0; rank <= 8; rank += 8) {
+        struct toy_llama m;
+        struct plan *p = plan_of(&m, training(small, 3, rank));
+        bool *seen = test_calloc((size_t)m.tape->ntensors, sizeof *seen);
+        for (int i = 0; i < p->nsteps; i++) {
+            const struct node *n = &m.tape->nodes[p->steps[i].node];
+            for (int k = 0; k < n->nout && n->phase == PHASE_STEP; k++) {
+                int g = tape_root(m.tape, n->out[k]);
+                if (g < 0 || m.tape->tensors[g].slot != SLOT_GRAD) continue;
+                assert_true(n->op == OP_LINEAR_DW || n->op == OP_RMSNORM_DW ||
+                            n->op == OP_EMBED_DW || n->op == OP_LINEAR_CE);
+                assert_int_equal(n->accum >> k & 1, seen[g]);
+                assert_int_equal(n->accum_later >> k & 1, !seen[g]);
+                seen[g] = true;
+            }
+        }
+        test_free(seen);
+        drop(p, &m);
+    }
+}
+
 static void nodes_that_nobody_needs_do_not_run(void **state)
 {
     (void)state;
@@ -523,6 +549,7 @@ int main(void)
         cmocka_unit_test(peak_is_within_a_tenth_of_the_lower_bound),
         cmocka_unit_test(a_model_of_24_layers_is_planned_in_30_ms),
         cmocka_unit_test(evaluation_asks_for_no_gradient_outputs),
+        cmocka_unit_test(gradients_are_written_by_their_products_alone),
         cmocka_unit_test(nodes_that_nobody_needs_do_not_run),
         cmocka_unit_test(a_dying_input_is_overwritten_and_only_that),
         cmocka_unit_test(what_the_host_reads_is_not_overwritten),

@@ -245,6 +245,34 @@ static void state_is_updated_once_and_outputs_are_kept(void **state)
     params_clear(&ps);
 }
 
+/* LINEAR_CE makes gradients of parameters while it runs forward: twice would be twice as much. */
+static void what_writes_parameters_runs_once(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    struct params ps;
+    params_init(&ps);
+    struct param *w = params_add(&ps, "w", PARAM_TRAINABLE, 2, (int64_t[]){4, 4}, &e);
+    struct param *head = params_add(&ps, "head", PARAM_TRAINABLE, 2, (int64_t[]){6, 4}, &e);
+    struct tape *t = tape_new(&e);
+    int x = tape_input(t, "x", DT_F32, 2, (int64_t[]){2, 4});
+    int target = tape_input(t, "target", DT_I32, 1, (int64_t[]){2});
+    int weight = tape_input(t, "weight", DT_F32, 1, (int64_t[]){1});
+    tape_segment_begin(t);
+    int h = op_linear(t, x, tape_param(t, w, SLOT_DATA), -1, -1, 1.0f), hits;
+    int loss = op_linear_ce(t, h, tape_param(t, head, SLOT_DATA), target, weight, &hits);
+    tape_segment_end(t);
+    check(tape_backward(t, loss, &e), &e);
+    struct tape *again = recompute_tape(t, RECOMPUTE_BLOCK, &e);
+    assert_non_null(again);
+    int losses = 0;
+    for (int i = 0; i < again->nnodes; i++) losses += again->nodes[i].op == OP_LINEAR_CE;
+    assert_int_equal(losses, 1);
+    tape_free(again);
+    tape_free(t);
+    params_clear(&ps);
+}
+
 static void a_failing_allocation_leaves_nothing_behind(void **state)
 {
     (void)state;
@@ -268,6 +296,7 @@ int main(void)
         cmocka_unit_test(each_policy_needs_fewer_bytes_than_the_one_before),
         cmocka_unit_test(no_second_run_where_nothing_is_saved),
         cmocka_unit_test(state_is_updated_once_and_outputs_are_kept),
+        cmocka_unit_test(what_writes_parameters_runs_once),
         cmocka_unit_test(a_failing_allocation_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -247,7 +247,6 @@ static void segments_number_the_blocks_and_may_not_nest(void **state)
     int seen = 0;
     for (int i = 0; i < m.tape->nnodes; i++) {
         const struct node *n = &m.tape->nodes[i];
-        assert_true(!n->backward || n->segment == 0);
         if (n->segment > seen) assert_int_equal(n->segment, ++seen);
     }
     assert_int_equal(seen, small.layers);
@@ -415,25 +414,49 @@ static void the_residual_stream_is_added_up_in_place(void **state)
     }
 }
 
-static void a_gradient_belongs_to_the_phase_of_its_node_and_to_no_segment(void **state)
+static void a_gradient_belongs_to_the_phase_and_the_segment_of_its_node(void **state)
 {
     (void)state;
     struct tape *t = new_tape();
     struct err e = ERR_INIT;
     int x = tape_input(t, "x", DT_F32, 1, (int64_t[]){4}), dx;
+    tape_segment_begin(t);
     int y = op_swiglu(t, x, x);
+    tape_segment_end(t);
     tape_set_phase(t, PHASE_UPDATE);
     tape_segment_begin(t);
     assert_int_equal(tape_grad(t, y, x, &x, 1, &dx, &e), 0);
     assert_int_equal(t->nnodes, 3); /* swiglu, swiglu_bwd, add of both contributions */
     for (int i = 1; i < 3; i++) {
         assert_int_equal(t->nodes[i].phase, PHASE_STEP);
-        assert_int_equal(t->nodes[i].segment, 0);
+        assert_int_equal(t->nodes[i].segment, 1);
         assert_true(t->nodes[i].backward);
     }
     assert_int_equal(t->phase, PHASE_UPDATE);
-    assert_int_equal(t->segment, 1);
+    assert_int_equal(t->segment, 2);
     tape_free(t);
+}
+
+static void a_node_says_where_it_stands(void **state)
+{
+    (void)state;
+    struct toy_llama m;
+    struct toy_config c = small;
+    char where[NODE_TEXT];
+    bool seen[3] = {false};
+    c.train = true;
+    c.rank = 0;
+    record(&m, c);
+    for (int i = 0; i < m.tape->nnodes; i++) {
+        tape_where(m.tape, i, where);
+        seen[0] |= !strcmp(where, "linear (forward, block 2 of 3, layers.1.up)");
+        seen[1] |= !strcmp(where, "linear_dw (backward, block 1 of 3, gradient of layers.0.q)");
+        seen[2] |= !strcmp(where, "sumsq (update, gradient of layers.-1.embed)");
+    }
+    assert_true(seen[0]);
+    assert_true(seen[1]);
+    assert_true(seen[2]);
+    toy_llama_clear(&m);
 }
 
 static void what_cannot_be_differentiated_is_refused(void **state)
@@ -547,7 +570,8 @@ int main(void)
         cmocka_unit_test(a_scaled_loss_scales_the_ready_made_gradients),
         cmocka_unit_test(a_ready_made_gradient_that_others_read_stays_where_it_is),
         cmocka_unit_test(the_residual_stream_is_added_up_in_place),
-        cmocka_unit_test(a_gradient_belongs_to_the_phase_of_its_node_and_to_no_segment),
+        cmocka_unit_test(a_gradient_belongs_to_the_phase_and_the_segment_of_its_node),
+        cmocka_unit_test(a_node_says_where_it_stands),
         cmocka_unit_test(what_cannot_be_differentiated_is_refused),
         cmocka_unit_test(an_independent_tensor_has_no_gradient),
         cmocka_unit_test(every_failing_allocation_is_reported_and_leaks_nothing),

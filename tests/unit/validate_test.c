@@ -168,7 +168,7 @@ static int tear_down(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc == 4 && str_eq(argv[1], "worker")) return play(argv[3]);
+    if (argc == 6 && str_eq(argv[1], "worker")) return play(argv[3]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_crash_is_a_fault_of_the_file),
         cmocka_unit_test(a_limit_that_is_hit_is_told),

@@ -1,7 +1,7 @@
 """Makes the folders beside this file: tiny random models of each family, with the logits and the
 gradients of all weights that transformers computes for one padded batch.
 
-usage: python3 make_golden.py [NAME...]      needs torch, transformers, safetensors (tests/ecosystem)
+usage: python3 make_golden.py [NAME...]    needs torch, transformers, safetensors (tests/ecosystem)
 NAME/config.json, model.safetensors: as transformers saves them
 NAME/reference.safetensors: ids [B,T], lengths [B], labels [B,T] (-1: none; a classifier's: [B]),
 logits [B,T,V] f32 (a classifier's: [B,classes]), loss [1] (mean over labels), grad.<weight>, named
@@ -22,7 +22,8 @@ SMALL = {**LLAMA, "vocab_size": 32, "hidden_size": 8, "intermediate_size": 12,
 GPT2 = dict(vocab_size=32, n_embd=8, n_layer=2, n_head=2, n_positions=32, bos_token_id=1,
             eos_token_id=2, initializer_range=0.25)
 OPT = dict(vocab_size=32, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=12,
-           max_position_embeddings=32, pad_token_id=1, bos_token_id=2, eos_token_id=2, init_std=0.25)
+           max_position_embeddings=32, pad_token_id=1, bos_token_id=2, eos_token_id=2,
+           init_std=0.25)
 ROBERTA = dict(vocab_size=32, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
                intermediate_size=12, max_position_embeddings=28, pad_token_id=1, bos_token_id=0,
                eos_token_id=2, initializer_range=0.25)
