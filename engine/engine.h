@@ -100,11 +100,19 @@ json_t *engine_settings(const char *method, const json_t *settings, struct err *
  * images "channels", "image_size": [height, width] and "labels". */
 json_t *engine_check_model(const char *dir, struct err *e);
 
-/* One uploaded file on its own, by kind of content: "jsonl", "safetensors", "json" (any JSON
- * object), "tokenizer". Reports every problem at once (first 50):
- * {"ok", "format", "rows", "problems": [{"line", "column", "field", "reason"}], "more": n}.
+/* One uploaded file on its own, by kind of content: "jsonl" (a data set, in CSV too),
+ * "safetensors", "json" (any JSON object), "tokenizer". Reports every problem at once (first 50):
+ * {"ok", "format", "rows", "problems": [{"line", "column", "field", "reason"}], "more": n}, of a
+ * data set also "container" ("jsonl" | "csv") and, if its rows have labels, "labels".
  * NULL only if the check itself could not be done. */
 json_t *engine_check_file(const char *path, const char *kind, struct err *e);
+
+/* How the rows of a data set become tokens for a model. ask: {"model": folder, "rows": how many are
+ * shown (0..100; 0: none, and the whole file is read and counted), "max_length" (0: the model's, at
+ * most 1024), "chat_template" (a name, "none" or "auto")}, all but model optional. The answer is
+ * dataset_preview's: a report as of engine_check_file, counts, and the rows asked for in "data".
+ * Errors that name a field of ask are the caller's. */
+json_t *engine_preview(const char *path, const json_t *ask, struct err *e);
 
 /* A token source for prompts: greedy if temperature is 0. Returns the text after the prompt.
  * Loads model (and adapter folder, may be NULL) for this one call. mem_free the result. */

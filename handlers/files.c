@@ -146,3 +146,20 @@ int files_remove(struct request *r, struct reply *out, struct err *e)
     return reply_json(out, jx_pack(e, "{s:s, s:s, s:b}", "id", id, "object", "file", "deleted", 1),
                       e);
 }
+
+static int examine(struct request *r, struct reply *out, bool preview, struct err *e)
+{
+    json_t *report = files_examine(r->service, request_param(r, 0), r->json, preview, e);
+    if (report) return reply_json(out, report, e);
+    return handlers_missing(out, e, str_eq(e->param, "model") ? "model_not_found" : not_found);
+}
+
+int files_validate(struct request *r, struct reply *out, struct err *e)
+{
+    return examine(r, out, false, e);
+}
+
+int files_preview(struct request *r, struct reply *out, struct err *e)
+{
+    return examine(r, out, true, e);
+}

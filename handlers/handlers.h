@@ -22,6 +22,8 @@ HANDLER(files_index);
 HANDLER(files_show);
 HANDLER(files_content);
 HANDLER(files_remove);
+HANDLER(files_validate);
+HANDLER(files_preview);
 
 HANDLER(jobs_post);
 HANDLER(jobs_index);

@@ -15,6 +15,8 @@ const struct route handlers_routes[] = {
     {"GET", "/v1/files/{id}", files_show, BODY_NONE, SHAPE_OPENAI, 0},
     {"DELETE", "/v1/files/{id}", files_remove, BODY_NONE, SHAPE_OPENAI, 0},
     {"GET", "/v1/files/{id}/content", files_content, BODY_NONE, SHAPE_OPENAI, 0},
+    {"POST", "/v1/files/{id}/validate", files_validate, BODY_JSON, SHAPE_OPENAI, ROUTE_SLOW},
+    {"POST", "/v1/files/{id}/preview", files_preview, BODY_JSON, SHAPE_OPENAI, ROUTE_SLOW},
 
     {"POST", "/v1/fine_tuning/jobs", jobs_post, BODY_JSON, SHAPE_OPENAI, ROUTE_SLOW},
     {"GET", "/v1/fine_tuning/jobs", jobs_index, BODY_NONE, SHAPE_OPENAI, 0},

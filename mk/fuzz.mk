@@ -5,7 +5,7 @@ FUZZ_SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-om
 MIN      ?= 1
 
 # Each rule fills $(FUZZ_B)/corpus-NAME, which grows from run to run.
-.PHONY: fuzz fuzz-run seeds_tok seeds_npz
+.PHONY: fuzz fuzz-run seeds_tok seeds_npz seeds_rows
 seeds_tok:
 	@mkdir -p $(FUZZ_B)/corpus-tok
 	@for f in tests/unit/golden/tok_*.json; do \
@@ -14,6 +14,22 @@ seeds_tok:
 seeds_npz:
 	@mkdir -p $(FUZZ_B)/corpus-npz
 	@cp tests/unit/golden/npz_*.npz $(FUZZ_B)/corpus-npz
+
+define FUZZ_ROWS
+text,label
+"a ""b""
+c",1
+{"prompt":"p","completion":"c","id":7}
+{"messages":[{"role":"user","content":"q"},{"role":"assistant","tool_calls":[{"type":"function",$\
+"function":{"name":"f","arguments":"{\\"a\\":1}"}}],"weight":1}],"tools":[]}
+{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}],"system":"s"}
+{"instruction":"i","input":"x","output":"o","history":[]}
+endef
+export FUZZ_ROWS
+seeds_rows:
+	@mkdir -p $(FUZZ_B)/corpus-rows
+	@echo "$$FUZZ_ROWS" | head -n 3 >$(FUZZ_B)/corpus-rows/csv
+	@for i in 4 5 6 7; do echo "$$FUZZ_ROWS" | sed -n "$${i}p" >$(FUZZ_B)/corpus-rows/jsonl$$i; done
 
 fuzz:
 	$(MAKE) B=$(FUZZ_B) CC=clang SAN="$(FUZZ_SAN) -fsanitize=fuzzer-no-link" fuzz-run

@@ -7,6 +7,7 @@
 #include "engine/base/str.h"
 #include "service/idem.h"
 #include "service/log.h"
+#include "service/models.h"
 
 #include <string.h>
 
@@ -304,4 +305,94 @@ int files_read(struct service *s, const char *id, int *fd, struct blob_info *inf
     }
     store_unlock(s->store);
     return rc;
+}
+
+/* --- looking inside ------------------------------------------------------------------------- */
+
+enum { ROWS_DEFAULT = 5 };
+
+static int check_ask(const json_t *ask, bool preview, struct err *e)
+{
+    static const char *const known[] = {"model", "max_length", "chat_template", "rows"};
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)ask, key, v) {
+        bool found = false;
+        for (size_t i = 0; i < (preview ? 4 : 3); i++) found |= str_eq(key, known[i]);
+        if (found) continue;
+        err_set(e, E_ARG, "unknown field '%.60s'", key);
+        return err_param(e, "%.80s", key);
+    }
+    bool named = json_is_string(json_object_get(ask, "model"));
+    if (preview || named || !json_object_size(ask)) return 0;
+    err_set(e, E_ARG, "max_length and chat_template need a 'model'");
+    return err_param(e, "model");
+}
+
+/* The same request with the model's folder in the place of its id. */
+static json_t *resolve_ask(struct service *s, const json_t *ask, const char *model, bool preview,
+                           struct err *e)
+{
+    struct model m;
+    int64_t rows = ROWS_DEFAULT;
+    json_t *out = NULL;
+    if (preview && jx_opt_int64(ask, "rows", 1, 100, &rows, e)) return NULL;
+    if (models_get(s, model, &m, e)) {
+        err_param(e, "model");
+        return NULL;
+    }
+    if (str_eq(m.kind, "adapter")) {
+        err_set(e, E_UNSUPPORTED, "'%s' is an adapter: use the merged model of its job", model);
+        err_param(e, "model");
+    } else if ((out = json_copy((json_t *)(uintptr_t)ask)) == NULL) {
+        err_set(e, E_NOMEM, "out of memory");
+    } else if (jx_set(out, "model", jx_pack(e, "s", m.dir), e) ||
+               jx_set(out, "rows", json_integer(preview ? rows : 0), e)) {
+        json_decref(out);
+        out = NULL;
+    }
+    models_clear(&m);
+    return out;
+}
+
+/* Where the bytes are and what they are said to be. */
+static int find_content(struct service *s, const char *id, char path[FS_PATH_MAX],
+                        const char **kind, struct err *e)
+{
+    struct store_rows *r;
+    char sha[65] = "";
+    int rc = store_one(s->store, &r, e, "SELECT sha256, purpose, filename FROM files WHERE id = ?",
+                       "t", id);
+    if (rc < 0) return -1;
+    if (rc == 0) return no_file(id, e);
+    const struct files_new n = {.purpose = store_text(r, 1), .filename = store_text(r, 2)};
+    bool known = store_text(r, 0) && n.purpose && n.filename;
+    if (known) str_copy(sha, sizeof sha, store_text(r, 0));
+    if (known) *kind = content_kind(&n);
+    store_rows_end(r);
+    if (!known) return err_set(e, E_NOMEM, "out of memory");
+    if (!*kind) *kind = "jsonl"; /* whatever it was uploaded for: is it a data set? */
+    return blob_path(s->blobs, sha, path, e);
+}
+
+json_t *files_examine(struct service *s, const char *id, const json_t *ask, bool preview,
+                      struct err *e)
+{
+    char path[FS_PATH_MAX];
+    const char *model = NULL, *kind = NULL;
+    json_t *resolved = NULL, *report = NULL;
+    if (find_content(s, id, path, &kind, e) || check_ask(ask, preview, e)) return NULL;
+    if (preview ? jx_str(ask, "model", &model, e) : jx_opt_str(ask, "model", &model, e))
+        return NULL;
+    if (model && !(resolved = resolve_ask(s, ask, model, preview, e))) return NULL;
+    report = resolved ? s->engine->preview(path, resolved, e)
+                      : s->engine->check_file(path, kind, e);
+    json_decref(resolved);
+    if (!report) return NULL;
+    if (!jx_set(report, "object", json_string(preview ? "file.preview" : "file.validation"), e) &&
+        !jx_set(report, "file_id", jx_pack(e, "s", id), e) &&
+        !jx_set(report, "model", jx_pack(e, "s?", model), e))
+        return report;
+    json_decref(report);
+    return NULL;
 }

@@ -27,6 +27,12 @@ int files_delete(struct service *s, const char *id, struct err *e);
 int files_read(struct service *s, const char *id, int *fd, struct blob_info *info, char name[256],
                struct err *e);
 
+/* What is in a file. ask, the body of the request: {"model", "max_length", "chat_template"}, all
+ * optional, and, to see rows as tokens (`preview`), "rows" with "model" required. The report with
+ * "object", "file_id" and "model"; problems of the file are its content, not an error. */
+json_t *files_examine(struct service *s, const char *id, const json_t *ask, bool preview,
+                      struct err *e);
+
 /* --- for the rest of service/ --- */
 
 /* engine_check_file with its answer as an error: E_FORMAT and *report (may be NULL). */

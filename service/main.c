@@ -66,7 +66,7 @@ static json_t *locked_settings(const char *method, const json_t *settings, struc
 }
 
 static const struct engine_calls engine = {locked_methods, locked_settings, validate_model,
-                                           validate_file, validate_plan};
+                                           validate_file, validate_plan, validate_preview};
 
 /* ---- graft serve ---- */
 

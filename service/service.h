@@ -28,6 +28,7 @@ struct engine_calls {
     json_t *(*check_model)(const char *dir, struct err *e);
     json_t *(*check_file)(const char *path, const char *kind, struct err *e);
     json_t *(*plan)(const json_t *job, const char *cache_dir, struct err *e);
+    json_t *(*preview)(const char *path, const json_t *ask, struct err *e);
 };
 
 struct blobs;

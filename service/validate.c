@@ -26,11 +26,12 @@ enum {
     INPUT_FD = 3,
     REPORT_MAX = 8 << 20,
     PLAN_MAX = 4 << 20,
-    CPU_BASE_S = 60, /* and 1 s for every 10 MB */
+    CPU_BASE_S = 60, /* and 1 s for every 10 MB, of a preview every MB */
     CPU_BYTES_PER_S = 10000000,
+    CPU_TOKENS_BYTES_PER_S = 1000000,
     WALL_EXTRA_S = 30
 };
-static const int64_t MEMORY_BASE = 1LL << 30; /* and as much as the file, which may be mapped */
+static const int64_t MEMORY_BASE = 1LL << 30; /* and as much as is read, which may be mapped */
 static const char input_path[] = "/proc/self/fd/3";
 
 /* The size that sets the limits; a folder counts as the sum of its files. */
@@ -54,9 +55,10 @@ static int64_t input_bytes(int fd)
     return sum;
 }
 
-static int64_t cpu_seconds(int64_t bytes)
+static int64_t cpu_seconds(const char *kind, int64_t bytes)
 {
-    return CPU_BASE_S + bytes / CPU_BYTES_PER_S;
+    bool tokens = str_eq(kind, "preview");
+    return CPU_BASE_S + bytes / (tokens ? CPU_TOKENS_BYTES_PER_S : CPU_BYTES_PER_S);
 }
 
 /* ---- the child ---- */
@@ -76,20 +78,26 @@ enum { LIMIT_MEMORY = 0 };
 enum { LIMIT_MEMORY = 1 };
 #endif
 
-static int confine(int64_t bytes)
+static int confine(const char *kind, int64_t bytes)
 {
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0) ||
            limit(RLIMIT_CORE, 0) || limit(RLIMIT_FSIZE, REPORT_MAX) ||
-           limit(RLIMIT_NOFILE, 64) || limit(RLIMIT_CPU, cpu_seconds(bytes)) ||
+           limit(RLIMIT_NOFILE, 64) || limit(RLIMIT_CPU, cpu_seconds(kind, bytes)) ||
            (LIMIT_MEMORY && limit(RLIMIT_AS, MEMORY_BASE + bytes));
 }
 
-static json_t *examine(const char *kind, const char *cache_dir, struct err *e)
+static json_t *examine(const char *kind, const char *more, struct err *e)
 {
+    if (str_eq(kind, "preview")) {
+        json_t *ask = jx_parse(more, strlen(more), e);
+        json_t *seen = ask ? engine_preview(input_path, ask, e) : NULL;
+        json_decref(ask);
+        return seen;
+    }
     if (str_eq(kind, "model")) return engine_check_model(input_path, e);
     if (!str_eq(kind, "plan")) return engine_check_file(input_path, kind, e);
     json_t *job = jx_load_file(input_path, PLAN_MAX, e);
-    json_t *plan = job ? engine_plan(job, cache_dir, e) : NULL;
+    json_t *plan = job ? engine_plan(job, more, e) : NULL;
     json_decref(job);
     return plan;
 }
@@ -99,7 +107,7 @@ int validate_main(int argc, char **argv)
     struct err e = ERR_INIT, bad = ERR_INIT;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody reads the report of a dead server's child */
     int64_t bytes;
-    if (argc != 5 || !str_int64(argv[3], &bytes) || confine(bytes)) return EXIT_TRANSIENT;
+    if (argc != 5 || !str_int64(argv[3], &bytes) || confine(argv[2], bytes)) return EXIT_TRANSIENT;
     json_t *report = examine(argv[2], argv[4], &e);
     json_t *out = report ? jx_pack(&bad, "{s:o}", "report", report)
                          : jx_pack(&bad, "{s:{s:i, s:s, s:s}}", "error", "code", (int)e.code,
@@ -116,6 +124,13 @@ int validate_main(int argc, char **argv)
 struct child {
     pid_t pid;
     int out; /* reading end of its standard output */
+};
+
+struct order {
+    const char *kind;
+    const char *more; /* one more argument: see validate_main */
+    int input;        /* becomes INPUT_FD */
+    int64_t bytes;    /* of all that is read: sets the limits */
 };
 
 /* Only async-signal-safe calls between fork and exec: other threads may hold any lock. */
@@ -135,28 +150,21 @@ static void become_child(int input, int out, char *const argv[], char *const env
     _exit(127);
 }
 
-/* What is to be examined. */
-struct task {
-    const char *kind, *cache_dir;
-    int input;
-    int64_t bytes; /* that may have to be mapped */
-};
-
-static int start(struct child *c, const struct task *t, struct err *e)
+static int start(struct child *c, const struct order *o, struct err *e)
 {
     const char *limit = getenv("GRAFT_MEMORY");
     char bytes[24], memory[64];
-    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)t->kind, bytes,
-                    (char *)(uintptr_t)t->cache_dir, NULL};
+    char *argv[] = {"graft", "worker", "--validate", (char *)(uintptr_t)o->kind, bytes,
+                    (char *)(uintptr_t)o->more, NULL};
     /* The linear algebra library would start a thread per core, each with its own memory. */
     char *env[] = {"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8", "OPENBLAS_NUM_THREADS=1",
                    limit ? memory : NULL, NULL};
     int fd[2];
     snprintf(memory, sizeof memory, "GRAFT_MEMORY=%s", limit ? limit : "");
-    snprintf(bytes, sizeof bytes, "%lld", (long long)t->bytes);
+    snprintf(bytes, sizeof bytes, "%lld", (long long)o->bytes);
     if (pipe2(fd, O_CLOEXEC)) return err_sys(e, "cannot make a pipe");
     c->pid = fork();
-    if (c->pid == 0) become_child(t->input, fd[1], argv, env);
+    if (c->pid == 0) become_child(o->input, fd[1], argv, env);
     fs_close(fd[1]);
     if (c->pid < 0) {
         err_sys(e, "cannot start a process");
@@ -242,14 +250,14 @@ static json_t *answer(const struct buf *b, struct err *e)
     return report;
 }
 
-static json_t *run(const struct task *t, struct err *e)
+static json_t *run(const struct order *o, struct err *e)
 {
     struct child c = {.out = -1};
     struct buf b;
     json_t *report = NULL;
     int status = 0;
-    int64_t cpu_s = cpu_seconds(t->bytes);
-    if (start(&c, t, e)) return NULL;
+    int64_t cpu_s = cpu_seconds(o->kind, o->bytes);
+    if (start(&c, o, e)) return NULL;
     buf_init(&b, REPORT_MAX);
     int rc = collect(&c, &b, clock_boot_ms() + (cpu_s + WALL_EXTRA_S) * 1000, e);
     if (rc) kill(c.pid, SIGKILL);
@@ -263,8 +271,8 @@ static json_t *run(const struct task *t, struct err *e)
 
 static json_t *examine_fd(const char *kind, int fd, struct err *e)
 {
-    const struct task t = {.kind = kind, .cache_dir = "", .input = fd, .bytes = input_bytes(fd)};
-    json_t *report = fd < 0 ? NULL : run(&t, e);
+    const struct order o = {.kind = kind, .more = "", .input = fd, .bytes = input_bytes(fd)};
+    json_t *report = fd < 0 ? NULL : run(&o, e);
     fs_close(fd);
     return report;
 }
@@ -292,17 +300,30 @@ static int64_t named_bytes(const char *path)
 json_t *validate_plan(const json_t *job, const char *cache_dir, struct err *e)
 {
     const json_t *model = json_object_get(job, "model");
-    struct task t = {.kind = "plan", .cache_dir = cache_dir};
-    /* Measuring the device starts a thread per core, each with its stack. */
-    t.bytes = named_bytes(json_string_value(json_object_get(model, "path"))) +
-              named_bytes(json_string_value(json_object_get(job, "training_file"))) +
+    struct order o = {.kind = "plan", .more = cache_dir};
+    /* Every token of the data is kept, in 5 bytes, and twice while they are packed; measuring the
+     * device starts a thread per core, each with its stack. */
+    o.bytes = named_bytes(json_string_value(json_object_get(model, "path"))) +
+              12 * named_bytes(json_string_value(json_object_get(job, "training_file"))) +
               ((int64_t)sysconf(_SC_NPROCESSORS_ONLN) << 24);
     json_t *plan = NULL;
     char *text = jx_dump(job, e);
-    t.input = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
-    if (text && t.input < 0) err_sys(e, "cannot make a file in memory");
-    if (t.input >= 0 && !fs_write_all(t.input, text, strlen(text), e)) plan = run(&t, e);
-    fs_close(t.input);
+    o.input = text ? memfd_create("graft-plan", MFD_CLOEXEC) : -1;
+    if (text && o.input < 0) err_sys(e, "cannot make a file in memory");
+    if (o.input >= 0 && !fs_write_all(o.input, text, strlen(text), e)) plan = run(&o, e);
+    fs_close(o.input);
     mem_free(text);
     return plan;
+}
+
+json_t *validate_preview(const char *path, const json_t *ask, struct err *e)
+{
+    char *text = jx_dump(ask, e);
+    int fd = text ? fs_open(path, O_RDONLY, 0, e) : -1;
+    const struct order o = {.kind = "preview", .more = text, .input = fd,
+                            .bytes = input_bytes(fd)};
+    json_t *seen = fd < 0 ? NULL : run(&o, e);
+    fs_close(fd);
+    mem_free(text);
+    return seen;
 }

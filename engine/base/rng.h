@@ -15,6 +15,7 @@ enum rng_stream {
     RNG_DROPOUT = 3, /* step = optimiser step, plus the node's own id */
     RNG_SAMPLE = 4,  /* text generation; step = position */
     RNG_SPLIT = 5,   /* validation split */
+    RNG_PACK = 6,    /* documents of the same length into rows */
     RNG_USER = 16    /* methods count up from here */
 };
 

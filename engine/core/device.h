@@ -17,7 +17,7 @@ struct step;
  * refused while recording). */
 typedef int (*op_run_fn)(const struct step *s, struct exec *x, struct err *e);
 
-/* Workspace of one step in bytes, given what op_info.cost asks for. in, out: NULL where left out. */
+/* Workspace of one step in bytes, given what op_info.cost asks for. in, out: NULL: left out. */
 typedef int64_t (*op_ws_fn)(int op, const void *attrs, const struct tensor *const *in,
                             const struct tensor *const *out, int64_t asked);
 

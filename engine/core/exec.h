@@ -75,8 +75,8 @@ int exec_push(struct exec *x, const struct params *ps, struct err *e);
 void exec_forget(struct exec *x, const struct params *ps);
 int64_t exec_mirror_bytes(const struct exec *x); /* of all copies on the device */
 
-/* One kernel by itself, with no plan bound any more, and memory for it (tests). Addresses in *s are the
- * device's, and it is done when this returns. */
+/* One kernel by itself, with no plan bound any more, and memory for it (tests). Addresses in *s are
+ * the device's, and it is done when this returns. */
 int exec_call(struct exec *x, int op, const struct step *s, struct err *e);
 int exec_alloc(struct exec *x, size_t bytes, void **p, struct err *e);
 void exec_release(struct exec *x, void *p);

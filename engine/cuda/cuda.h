@@ -3,7 +3,7 @@
  * libgraft_cuda.so holds the kernels and all calls of the CUDA runtime; the program itself is
  * built and runs without either. It is looked for at GRAFT_CUDA_LIB, beside the program, and where
  * the loader looks, and must come from the same source as the program.
- * GRAFT_CUDA_LT=0 does without cuBLASLt, which is otherwise used where it is installed.
+ * GRAFT_CUDA_LT=0 does without cuBLASLt, which is otherwise used where it is installed; 1 insists.
  * GRAFT_CUDA_TRACE=1 waits for each operation, so that a failure names it.
  */
 #ifndef GRAFT_CUDA_H

@@ -72,8 +72,9 @@ static int dev_alloc(struct exec *x, size_t bytes, void **p, struct err *e)
 
 static void dev_free(struct exec *x, void *p)
 {
+    if (!p) return;
     cu_note(x, "cudaStreamSynchronize", cudaStreamSynchronize(state_of(x)->stream));
-    if (p) cu_note(x, "cudaFree", cudaFree(p));
+    cu_note(x, "cudaFree", cudaFree(p));
 }
 
 static void dev_memory(struct exec *x, int64_t *free_bytes, int64_t *total)

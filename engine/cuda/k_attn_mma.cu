@@ -169,22 +169,39 @@ CU_FN void drain(half *tile, const float o[RT][DP / 8][4], const float k[2 * RT]
     }
 }
 
-/* ---- forward ---- */
+/* ---- scores ---- */
 
-/* Scores of the warp's rows against the keys from k0, in units of log2; -inf outside of ranges. */
+/* Products into scores, in units of log2: rows are queries, columns the keys from k0. What lies
+ * outside of the tensors is never looked at. */
 template <int BN, int RT>
-CU_FN void mask(const struct attn *a, const struct attn_tile *t, const struct span range[2 * RT],
-                int k0, float s[RT][BN / 8][4])
+CU_FN void scale_rows(const struct attn *a, const struct attn_tile *t, int k0,
+                      float s[RT][BN / 8][4])
 {
-    const float scale = a->scale * LOG2E;
+    CU_UNROLL
+    for (int n = 0; n < BN / 8; n++)
+        for (int i = 0; i < 4 * RT; i++) s[i / 4][n][i % 4] *= a->scale * LOG2E;
+    if (!a->bias) return;
     CU_UNROLL
     for (int n = 0; n < BN / 8; n++)
         for (int i = 0; i < 4 * RT; i++) {
-            const int key = k0 + lane_column(n, i), r = i / 2;
-            const bool seen = key >= range[r].lo && key < range[r].hi;
-            float *v = &s[i / 4][n][i % 4];
-            *v = seen ? *v * scale : -INFINITY;
-            if (a->bias && seen) *v += LOG2E * attn_bias(a, t->h, t->at + lane_row<RT>(r), key);
+            const int key = k0 + lane_column(n, i), row = lane_row<RT>(i / 2);
+            if (row < t->n && key < a->S)
+                s[i / 4][n][i % 4] += LOG2E * attn_bias(a, t->h, t->at + row, key);
+        }
+}
+
+/* ---- forward ---- */
+
+/* -inf outside of the ranges. */
+template <int BN, int RT>
+CU_FN void mask(const struct span range[2 * RT], int k0, float s[RT][BN / 8][4])
+{
+    CU_UNROLL
+    for (int n = 0; n < BN / 8; n++)
+        for (int i = 0; i < 4 * RT; i++) {
+            const int key = k0 + lane_column(n, i);
+            const bool seen = key >= range[i / 2].lo && key < range[i / 2].hi;
+            if (!seen) s[i / 4][n][i % 4] = -INFINITY;
         }
 }
 
@@ -261,7 +278,8 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_forward(struct attn a)
         cu_cp_async_wait<1>();
         if (here) {
             float shrink[2 * RT];
-            mask<BN, RT>(&a, &t, range, k0, s);
+            scale_rows<BN, RT>(&a, &t, k0, s);
+            mask<BN, RT>(range, k0, s);
             weigh<BN, RT>(s, top, sum, shrink);
             CU_UNROLL
             for (int n = 0; n < DP / 8; n++)
@@ -288,26 +306,13 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_forward(struct attn a)
 struct query {
     struct span range; /* empty past the end */
     float lse, delta;  /* lse in units of log2 */
-    int t;
 };
 
 CU_FN struct query query_at(const struct attn *a, const struct attn_tile *t, int i)
 {
-    if (i >= t->n) return {{0, 0}, 0, 0, 0};
+    if (i >= t->n) return {{0, 0}, 0, 0};
     const int64_t at = (t->b * a->T + t->at + i) * a->H + t->h;
-    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at], (int)t->at + i};
-}
-
-/* From a product q k and a product dy v: the probability *p, and its gradient with respect to the
- * score in *dp. */
-CU_FN void probability(const struct attn *a, int64_t h, const struct query *q, int key, float *p,
-                       float *dp)
-{
-    const bool seen = key >= q->range.lo && key < q->range.hi;
-    float s = *p * (a->scale * LOG2E);
-    if (a->bias && seen) s += LOG2E * attn_bias(a, h, q->t, key);
-    *p = seen ? exp2f(s - q->lse) : 0.0f;
-    *dp = seen ? *p * (*dp - q->delta) : 0.0f;
+    return {attn_range(a, t->b, t->at + i), a->lse[at] * LOG2E, a->delta[at]};
 }
 
 template <int DP, int BN, int RT>
@@ -341,11 +346,16 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dq(struct attn a)
         if (!reaches<RT>(range, k0, BN)) continue;
         scores<DP, BN, RT>(p, q, k);
         scores<DP, BN, RT>(ds, dy, v);
+        scale_rows<BN, RT>(&a, &t, k0, p);
         CU_UNROLL
         for (int j = 0; j < BN / 8; j++)
-            for (int i = 0; i < 4 * RT; i++)
-                probability(&a, t.h, &row[i / 2], k0 + lane_column(j, i), &p[i / 4][j][i % 4],
-                            &ds[i / 4][j][i % 4]);
+            for (int i = 0; i < 4 * RT; i++) {
+                const int key = k0 + lane_column(j, i);
+                const struct query *w = &row[i / 2];
+                const bool seen = key >= w->range.lo && key < w->range.hi;
+                float *d = &ds[i / 4][j][i % 4];
+                *d = seen ? exp2f(p[i / 4][j][i % 4] - w->lse) * (*d - w->delta) : 0.0f;
+            }
         mix<DP, BN, RT>(dq, ds, k);
     }
     cu_cp_async_wait<0>();
@@ -384,9 +394,16 @@ CU_KERNEL void __launch_bounds__(THREADS, 2) mma_dkv(struct attn a)
             scores<DP, BN, 1>(ds, v, dy);
             CU_UNROLL
             for (int j = 0; j < BN / 8; j++)
-                for (int i = 0; i < 4; i++)
-                    probability(&a, u.h, &columns[lane_column(j, i)],
-                                (int)t.at + lane_row<1>(i / 2), &p[0][j][i], &ds[0][j][i]);
+                for (int i = 0; i < 4; i++) {
+                    const int column = lane_column(j, i), key = (int)t.at + lane_row<1>(i / 2);
+                    const struct query *w = &columns[column];
+                    const bool seen = key >= w->range.lo && key < w->range.hi;
+                    float score = p[0][j][i] * (a.scale * LOG2E);
+                    if (a.bias && seen)
+                        score += LOG2E * attn_bias(&a, u.h, u.at + column, key);
+                    p[0][j][i] = seen ? exp2f(score - w->lse) : 0.0f;
+                    ds[0][j][i] = seen ? p[0][j][i] * (ds[0][j][i] - w->delta) : 0.0f;
+                }
             mix<DP, BN, 1>(dv, p, dy);
             mix<DP, BN, 1>(dk, ds, q);
         }

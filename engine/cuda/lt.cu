@@ -10,27 +10,33 @@
 #define __FILE_NAME__ "lt.cu"
 #endif
 
-static bool load(struct lt_library *f)
+/* found: whether there is a library; one that lacks a function is none of ours. */
+static int load(struct lt_library *f, bool *found, struct err *e)
 {
     static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-    const char *use = getenv("GRAFT_CUDA_LT");
     void *lib = NULL;
-    if (use && strcmp(use, "0") == 0) return false;
     for (int i = 0; i < 2 && !lib; i++) lib = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    if (!lib) return false;
-#define X(name, args)                                        \
+    *found = lib != NULL;
+    if (!lib) return 0;
+#define X(name, args)                                    \
     f->name = (int(*) args)dlsym(lib, "cublasLt" #name); \
-    if (!f->name) return false;
+    if (!f->name) return err_set(e, E_DEVICE, "the cuBLASLt found here lacks cublasLt%s", #name);
     LT_FUNCTIONS(X)
 #undef X
-    return true;
+    return 0;
 }
 
 int lt_open(struct exec *x, struct err *e)
 {
     struct lt_state *l = &state_of(x)->lt;
+    const char *use = getenv("GRAFT_CUDA_LT");
+    bool found;
     cudaError_t rc;
-    if (!load(&l->f)) return 0;
+    if (use && strcmp(use, "0") == 0) return 0;
+    if (load(&l->f, &found, e)) return -1;
+    if (!found && use && strcmp(use, "1") == 0)
+        return err_set(e, E_DEVICE, "GRAFT_CUDA_LT is 1, but there is no libcublasLt.so.13 or .12");
+    if (!found) return 0;
     if (l->f.Create(&l->handle)) {
         l->handle = NULL;
         return err_set(e, E_DEVICE, "cuBLASLt cannot be started on this GPU");

@@ -10,7 +10,7 @@
 
 enum {
     STATE_HALF = 16 << 20, /* bytes of a pinned half: copies reach full speed well below it */
-    STATE_GRAPHS = 64      /* captured phases kept; more than the shapes that a job cycles through */
+    STATE_GRAPHS = 64      /* captured phases kept: more than the shapes a job cycles through */
 };
 
 /* The steps of one phase, captured. */

@@ -2,24 +2,23 @@
 
 #include "engine/base/mem.h"
 #include "engine/base/rng.h"
-#include "engine/base/str.h"
-#include "engine/data/rows.h"
+#include "engine/data/encode.h"
+#include "engine/data/pack.h"
 
 #include <math.h>
 #include <string.h>
 
-/* All rows end to end: row i is [start[i], start[i + 1]) of ids and trained. */
+/* All documents end to end: document i is [start[i], start[i + 1]) of ids and trained. Packed row k
+ * is the documents [first[k], first[k + 1]); before packing each is a row. */
 struct dataset {
     int32_t *ids;
     uint8_t *trained;
     int64_t *start;        /* [n + 1] */
     int64_t n;
+    int64_t *first;        /* [rows + 1], or NULL */
+    int64_t rows;
     int64_t cap_tokens, cap_rows;
-    int64_t truncated, skipped;
-};
-
-struct encoding {
-    struct ids ids, trained;
+    int64_t truncated, cut, skipped;
 };
 
 void dataset_free(struct dataset *d)
@@ -28,6 +27,7 @@ void dataset_free(struct dataset *d)
     mem_free(d->ids);
     mem_free(d->trained);
     mem_free(d->start);
+    mem_free(d->first);
     mem_free(d);
 }
 
@@ -78,82 +78,12 @@ static void append(struct dataset *d, const int32_t *ids, const uint8_t *trained
     d->start[++d->n] = at + n;
 }
 
-/* Marks everything encoded since the last call. */
-static int mark(struct encoding *x, int32_t trained, struct err *e)
-{
-    while (x->trained.n < x->ids.n)
-        if (ids_push(&x->trained, trained, e)) return -1;
-    return 0;
-}
-
-static int encode_string(struct encoding *x, const struct tok *t, const json_t *s, bool special,
-                         struct err *e)
-{
-    return tok_encode(t, json_string_value(s), json_string_length(s), special, &x->ids, e);
-}
-
-/* The end token, unless the text or the tokenizer's own template has already put it there. */
-static int encode_eos(struct encoding *x, int32_t eos, struct err *e)
-{
-    if (eos < 0 || (x->ids.n && x->ids.v[x->ids.n - 1] == eos)) return 0;
-    return ids_push(&x->ids, eos, e);
-}
-
-static int no_template(struct err *e)
-{
-    char list[200] = "";
-    size_t at = 0;
-    for (int c = CHAT_NONE + 1; c < CHAT_COUNT; c++) {
-        int k = snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "",
-                         chat_name((enum chat_template)c));
-        if (k > 0 && at + (size_t)k < sizeof list) at += (size_t)k;
-    }
-    err_set(e, E_ARG, "the rows are conversations but the model has no chat template; set "
-            "chat_template to one of %s", list);
-    return err_param(e, "chat_template");
-}
-
-static int encode_messages(struct encoding *x, const struct tok *t, const json_t *row,
-                           enum chat_template chat, struct err *e)
-{
-    const json_t *list = json_object_get(row, "messages");
-    size_t n = json_array_size(list);
-    if (chat == CHAT_NONE) return no_template(e);
-    struct chat_message *m = mem_array((int64_t)n, sizeof *m, e);
-    if (!m) return -1;
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(list, i), *weight = json_object_get(o, "weight");
-        m[i].role = json_string_value(json_object_get(o, "role"));
-        m[i].content = json_string_value(json_object_get(o, "content"));
-        m[i].train = strcmp(m[i].role, "assistant") == 0 &&
-                     !(json_is_number(weight) && json_number_value(weight) == 0);
-    }
-    int rc = chat_encode(t, chat, m, (int)n, false, &x->ids, &x->trained, e);
-    mem_free(m);
-    return rc;
-}
-
-static int encode(struct encoding *x, const struct tok *t, const struct row *row,
-                  const struct dataset_options *o, struct err *e)
-{
-    const json_t *text = json_object_get(row->json, "text");
-    const json_t *prompt = json_object_get(row->json, "prompt");
-    const json_t *completion = json_object_get(row->json, "completion");
-    x->ids.n = x->trained.n = 0;
-    if (row->shape == ROW_MESSAGES) return encode_messages(x, t, row->json, o->chat, e);
-    if (row->shape == ROW_TEXT && encode_string(x, t, text, true, e)) return -1;
-    if (row->shape == ROW_COMPLETION &&
-        (encode_string(x, t, prompt, true, e) || mark(x, 0, e) ||
-         encode_string(x, t, completion, false, e)))
-        return -1;
-    return encode_eos(x, o->eos, e) || mark(x, 1, e) ? -1 : 0;
-}
-
 static int add(struct dataset *d, const struct encoding *x, int64_t max_length, struct err *e)
 {
     int64_t n = x->ids.n < max_length ? x->ids.n : max_length, at = d->start[d->n], loss = 0;
     if (reserve(d, d->n + 1, at + n, e)) return -1;
     d->truncated += n < x->ids.n;
+    d->cut += x->ids.n - n;
     for (int64_t i = 0; i < n; i++) {
         d->ids[at + i] = x->ids.v[i];
         d->trained[at + i] = i > 0 && x->trained.v[i] != 0; /* nothing predicts token 0 */
@@ -180,15 +110,14 @@ static int read_rows(struct dataset *d, struct rows *r, const struct tok *t,
     struct row row;
     int rc;
     while ((rc = rows_next(r, &row, e)) > 0) {
-        int bad = encode(&x, t, &row, o, e) || add(d, &x, o->max_length, e);
+        int bad = encode_row(&x, t, &row, o, e) || add(d, &x, o->max_length, e);
         json_decref(row.json);
         if (bad) {
             rc = err_wrap(e, "line %lld", (long long)row.line);
             break;
         }
     }
-    ids_clear(&x.ids);
-    ids_clear(&x.trained);
+    encode_clear(&x);
     return rc;
 }
 
@@ -219,13 +148,25 @@ struct dataset *dataset_open(const char *path, const struct tok *t,
 
 int64_t dataset_count(const struct dataset *d)
 {
+    return d->first ? d->rows : d->n;
+}
+
+int64_t dataset_documents(const struct dataset *d)
+{
     return d->n;
 }
 
 struct example dataset_get(const struct dataset *d, int64_t i)
 {
-    int64_t at = d->start[i];
-    return (struct example){d->ids + at, d->trained + at, d->start[i + 1] - at};
+    int64_t from = d->first ? d->first[i] : i, to = d->first ? d->first[i + 1] : i + 1;
+    int64_t at = d->start[from];
+    return (struct example){d->ids + at, d->trained + at, d->start[to] - at, d->start + from,
+                            to - from};
+}
+
+int64_t dataset_cut_tokens(const struct dataset *d)
+{
+    return d->cut;
 }
 
 int64_t dataset_truncated(const struct dataset *d)
@@ -267,6 +208,10 @@ struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed,
     struct dataset *to = NULL;
     uint8_t *taken = NULL;
     int64_t n = d->n, tokens = 0;
+    if (d->first) {
+        err_set(e, E_BUG, "packed rows are not split");
+        return NULL;
+    }
     if (!(fraction > 0 && fraction < 1)) {
         err_set(e, E_RANGE, "the fraction to split off is %g; it must be between 0 and 1",
                 fraction);
@@ -290,4 +235,45 @@ struct dataset *dataset_split(struct dataset *d, double fraction, uint64_t seed,
     if (to) move_rows(d, to, taken);
     mem_free(taken);
     return to;
+}
+
+static int copy_packed(struct dataset *to, const struct dataset *d, const struct pack *p,
+                       struct err *e)
+{
+    if (reserve(to, d->n, d->start[d->n], e)) return -1;
+    for (int64_t i = 0; i < d->n; i++) {
+        int64_t from = d->start[p->doc[i]], n = d->start[p->doc[i] + 1] - from;
+        append(to, d->ids + from, d->trained + from, n);
+    }
+    return 0;
+}
+
+int dataset_pack(struct dataset *d, int64_t max_length, uint64_t seed, struct err *e)
+{
+    struct dataset *to = NULL;
+    struct pack p = {0};
+    int rc = -1;
+    if (d->first || d->n < 1) return err_set(e, E_BUG, "there is nothing to pack");
+    int64_t *length = mem_array(d->n, sizeof *length, e);
+    if (!length) return -1;
+    for (int64_t i = 0; i < d->n; i++) length[i] = d->start[i + 1] - d->start[i];
+    if (pack_make(&p, length, d->n, max_length, seed, e) || !(to = empty(e)) ||
+        copy_packed(to, d, &p, e))
+        goto out;
+    /* The new arrays take the place of the old ones, which go with `to`. */
+    struct dataset old = *d;
+    *d = *to;
+    d->truncated = old.truncated;
+    d->cut = old.cut;
+    d->skipped = old.skipped;
+    d->rows = p.rows;
+    d->first = p.first;
+    p.first = NULL;
+    *to = old;
+    rc = 0;
+out:
+    dataset_free(to);
+    pack_clear(&p);
+    mem_free(length);
+    return rc;
 }

@@ -76,10 +76,11 @@ int jsonl_next(struct jsonl *r, struct jsonl_line *l, struct err *e)
     if (!newline && r->pos == r->len && !too_long) return 0;
     char *text = r->buf + r->pos, *stop = newline ? newline : r->buf + r->len;
     r->pos = (size_t)(stop - r->buf) + (newline ? 1 : 0);
+    bool crlf = newline && stop > text && stop[-1] == '\r';
     if (stop > text && stop[-1] == '\r') stop--;
     *stop = 0;
     size_t n = (size_t)(stop - text);
     too_long = too_long || n > JSONL_LINE_MAX;
-    *l = (struct jsonl_line){too_long ? "" : text, too_long ? 0 : n, ++r->line, too_long};
+    *l = (struct jsonl_line){too_long ? "" : text, too_long ? 0 : n, ++r->line, too_long, crlf};
     return 1;
 }

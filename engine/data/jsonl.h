@@ -28,6 +28,7 @@ struct jsonl_line {
     size_t n;
     int64_t number;        /* from 1 */
     bool too_long;
+    bool crlf;             /* the line end was CRLF */
 };
 
 int jsonl_open(struct jsonl *r, const char *path, struct err *e);

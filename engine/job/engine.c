@@ -19,27 +19,29 @@ static int announce(struct run *r, struct err *e)
     int64_t trainable = params_count(ps, PARAM_TRAINABLE);
     int64_t all = model_parameters(r->session.model);
     int64_t cut = dataset_truncated(r->train), skipped = dataset_skipped(r->train);
-    int64_t valid = r->valid ? dataset_count(r->valid) : 0;
-    json_t *data = jx_pack(e, "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:I}",
-                           "kind",
-                           "start", "model", r->job.model_id, "method", r->job.method->name,
-                           "parameters", (json_int_t)all, "trainable_parameters",
-                           (json_int_t)trainable, "rows", (json_int_t)r->schedule.rows,
+    int64_t valid = r->valid ? dataset_count(r->valid) : 0, rows = dataset_documents(r->train);
+    int64_t lost = dataset_cut_tokens(r->train);
+    json_t *data = jx_pack(e, "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I,"
+                           " s:s, s:I}", "kind", "start", "model", r->job.model_id, "method",
+                           r->job.method->name, "parameters", (json_int_t)all,
+                           "trainable_parameters", (json_int_t)trainable, "rows",
+                           (json_int_t)rows, "packed_rows", (json_int_t)r->schedule.rows,
                            "validation_rows", (json_int_t)valid, "rows_truncated",
-                           (json_int_t)cut, "rows_skipped", (json_int_t)skipped, "total_steps",
-                           (json_int_t)r->schedule.total, "max_length",
-                           (json_int_t)r->max_length, "recompute",
+                           (json_int_t)cut, "tokens_truncated", (json_int_t)lost, "rows_skipped",
+                           (json_int_t)skipped, "total_steps", (json_int_t)r->schedule.total,
+                           "max_length", (json_int_t)r->max_length, "recompute",
                            recompute_names[r->session.graphs.recompute], "peak_bytes",
                            (json_int_t)r->peak_bytes);
     if (journal_event(&r->journal, "info", "message", data, e,
                       "Training %s with %s: %lld of %lld parameters, %lld rows, %lld steps",
                       r->job.model_id, r->job.method->name, (long long)trainable, (long long)all,
-                      (long long)r->schedule.rows, (long long)r->schedule.total))
+                      (long long)rows, (long long)r->schedule.total))
         return -1;
     if (!cut && !skipped) return 0;
     return journal_event(&r->journal, "warn", "message", NULL, e,
-                         "%lld rows were cut at %lld tokens, %lld rows had nothing to train on",
-                         (long long)cut, (long long)r->max_length, (long long)skipped);
+                         "%lld rows were cut at %lld tokens, which lost %lld, and %lld rows had "
+                         "nothing to train on", (long long)cut, (long long)r->max_length,
+                         (long long)lost, (long long)skipped);
 }
 
 static enum engine_exit run_phases(struct run *r, struct err *e)
@@ -138,7 +140,7 @@ static json_t *plan_answer(const struct run *r, const struct estimate_fit *f,
                         (json_int_t)f->memory.total, "recompute", recompute_names[x->recompute],
                         "flops_per_step", (json_int_t)x->flops, "seconds_per_step", t->step,
                         "seconds", t->job, "steps", (json_int_t)r->schedule.total, "rows",
-                        (json_int_t)r->schedule.rows, "result_bytes",
+                        (json_int_t)dataset_documents(r->train), "result_bytes",
                         (json_int_t)(x->adapter + x->merged), "parameters",
                         (json_int_t)model_parameters(r->session.model), "trainable_parameters",
                         (json_int_t)params_count(&r->session.model->params, PARAM_TRAINABLE));

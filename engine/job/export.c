@@ -91,7 +91,7 @@ static int write_card(const struct exporter *x, const char *dir, bool adapter, s
     (snprintf(text[n], sizeof text[n], __VA_ARGS__), \
      rows[n] = (struct card_row){label, text[n]}, n++)
     ROW("method", "%s", j->method->title);
-    ROW("rows", "%lld", (long long)r->schedule.rows);
+    ROW("rows", "%lld", (long long)dataset_documents(r->train));
     ROW("steps", "%lld", (long long)r->schedule.total);
     ROW("tokens", "%lld", (long long)r->state.tokens);
     ROW("learning rate", "%g", r->schedule.peak);
@@ -230,10 +230,12 @@ static json_t *measurements(const struct run *r, struct err *e)
 {
     const struct run_state *s = &r->state;
     const struct params *ps = &r->session.model->params;
-    json_t *o = jx_pack(e, "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "steps",
+    json_t *o = jx_pack(e, "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "steps",
                         (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "trained_tokens",
-                        (json_int_t)s->trained, "rows", (json_int_t)r->schedule.rows,
+                        (json_int_t)s->trained, "rows", (json_int_t)dataset_documents(r->train),
+                        "packed_rows", (json_int_t)r->schedule.rows,
                         "rows_truncated", (json_int_t)dataset_truncated(r->train),
+                        "tokens_truncated", (json_int_t)dataset_cut_tokens(r->train),
                         "rows_skipped", (json_int_t)dataset_skipped(r->train), "parameters",
                         (json_int_t)model_parameters(r->session.model), "trainable_parameters",
                         (json_int_t)params_count(ps, PARAM_TRAINABLE));
@@ -306,8 +308,7 @@ int export_run(struct run *r, struct err *e)
     char path[FS_PATH_MAX];
     int rc = -1;
     run_progress(r, "exporting");
-    if (exec_pull(r->session.exec, &r->session.model->params, e) ||
-        fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
+    if (fs_join(x.tmp, r->dir, "result.tmp", e) || fs_join(path, r->dir, "result", e) ||
         fs_rmtree(x.tmp, e) || fs_rmtree(path, e) || fs_mkdirs(x.tmp, e) || fill(&x, e))
         goto out;
     if (CRASHPOINT("job.before_result")) {

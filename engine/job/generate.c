@@ -132,13 +132,14 @@ char *generate_text(struct session *s, enum chat_template chat, const char *prom
                     const struct generate_options *o, struct err *e)
 {
     const struct chat_message turn = {.role = "user", .content = prompt};
+    const struct chat_talk talk = {.m = &turn, .n = 1, .generation = true};
     struct ids in = {0}, ids = {0};
     struct buf before, all;
     char *out = NULL;
     buf_init(&before, ANSWER_MAX_BYTES);
     buf_init(&all, ANSWER_MAX_BYTES);
     if (chat == CHAT_NONE ? tok_encode(s->tok, prompt, strlen(prompt), true, &in, e)
-                          : chat_encode(s->tok, chat, &turn, 1, true, &in, NULL, e))
+                          : chat_encode(s->tok, chat, &talk, &in, NULL, e))
         goto out;
     /* Decoders treat the start of a text specially (a blank may go), so the answer is what the
      * whole has more than the prompt. */

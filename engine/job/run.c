@@ -10,7 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { DEFAULT_MAX_LENGTH = 1024 };
 static const size_t CSV_MAX_BYTES = (size_t)1 << 31;
 
 enum engine_exit run_exit_code(const struct err *e)
@@ -33,48 +32,16 @@ enum engine_exit run_exit_code(const struct err *e)
     }
 }
 
-static int pick_length(struct run *r, struct err *e)
-{
-    int64_t most = r->session.model->max_length;
-    r->max_length = settings_int(r->job.settings, "max_length");
-    if (r->max_length == 0) r->max_length = most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
-    if (r->max_length >= 2 && r->max_length <= most) return 0;
-    err_set(e, E_RANGE, "max_length is %lld; this model takes 2 to %lld tokens",
-            (long long)r->max_length, (long long)most);
-    return err_param(e, "hyperparameters.max_length");
-}
-
-/* The template for rows of messages. A template that nobody knows is an error only if there are
- * such rows. */
-static int pick_chat(const struct run *r, enum chat_template *chat, struct err *e)
-{
-    const char *name = settings_str(r->job.settings, "chat_template");
-    *chat = CHAT_NONE;
-    if (str_eq(name, "none")) return 0;
-    if (str_eq(name, "auto")) return chat_detect(r->job.model_path, chat, e);
-    if (chat_parse(name, chat)) return 0;
-    err_set(e, E_ARG, "no chat template %s", name);
-    return err_param(e, "hyperparameters.chat_template");
-}
-
-static int is_messages(const char *path, bool *yes, struct err *e)
-{
-    json_t *report = dataset_check(path, e);
-    if (!report) return -1;
-    *yes = str_eq(json_string_value(json_object_get(report, "format")), "messages");
-    json_decref(report);
-    return 0;
-}
-
 static int load_data(struct run *r, struct err *e)
 {
-    const struct hf_config *c = &r->session.model->cfg;
-    struct dataset_options o = {.max_length = r->max_length,
-                                .eos = c->neos ? (int32_t)c->eos[0] : -1};
-    double split = settings_real(r->job.settings, "validation_split");
-    bool messages;
-    if (is_messages(r->job.training_file, &messages, e)) goto bad_training;
-    if (messages && pick_chat(r, &o.chat, e)) return -1;
+    const json_t *set = r->job.settings;
+    struct dataset_options o = {.max_length = r->max_length, .eos = session_eos(&r->session)};
+    double split = settings_real(set, "validation_split");
+    bool chat;
+    if (dataset_is_chat(r->job.training_file, &chat, e)) goto bad_training;
+    /* A template that nobody knows is an error only if there are such rows. */
+    if (chat && session_pick_chat(&r->session, settings_str(set, "chat_template"), &o.chat, e))
+        return err_param(e, "hyperparameters.chat_template");
     r->chat = o.chat;
     if (!(r->train = dataset_open(r->job.training_file, r->session.tok, &o, e)))
         goto bad_training;
@@ -91,8 +58,9 @@ static int load_data(struct run *r, struct err *e)
         }
         if (!(r->valid = dataset_split(r->train, split, r->job.seed, e))) return -1;
     }
-    if (dataset_count(r->train) > 0) return 0;
-    err_set(e, E_ARG, "no row has a token to train on");
+    if (settings_bool(set, "packing"))
+        return dataset_pack(r->train, r->max_length, r->job.seed, e);
+    return 0;
 bad_training:
     err_param(e, "training_file");
     return err_wrap(e, "training file");
@@ -112,8 +80,11 @@ int run_load(struct run *r, bool plan_only, struct err *e)
     run_progress(r, "loading");
     if (!(r->state.samples = json_array())) return err_set(e, E_NOMEM, "out of memory");
     if (session_open(&r->session, &so, e) ||
-        model_expect(r->session.model, &task_causal_lm, e) || pick_length(r, e))
+        model_expect(r->session.model, &task_causal_lm, e))
         return -1;
+    if (session_pick_length(&r->session, settings_int(j->settings, "max_length"), &r->max_length,
+                            e))
+        return err_param(e, "hyperparameters.max_length");
     *a = (struct adaptation){.method = j->method, .model = r->session.model,
                              .settings = j->settings, .seed = j->seed};
     if (a->method->attach(a, e)) return err_wrap(e, "method %s", j->method->name);

@@ -2,8 +2,11 @@
 
 #include "engine/base/fs.h"
 #include "engine/base/mem.h"
+#include "engine/base/str.h"
 
 #include <string.h>
+
+enum { DEFAULT_MAX_LENGTH = 1024 };
 
 static int open_tokenizer(struct session *s, const char *dir, struct err *e)
 {
@@ -154,6 +157,29 @@ out:
     batch_clear(&b);
     ids_clear(&ids);
     return rc;
+}
+
+int session_pick_length(const struct session *s, int64_t asked, int64_t *length, struct err *e)
+{
+    int64_t most = s->model->max_length;
+    *length = asked ? asked : most < DEFAULT_MAX_LENGTH ? most : DEFAULT_MAX_LENGTH;
+    if (*length >= 2 && *length <= most) return 0;
+    return err_set(e, E_RANGE, "max_length is %lld; this model takes 2 to %lld tokens",
+                   (long long)*length, (long long)most);
+}
+
+int session_pick_chat(const struct session *s, const char *name, enum chat_template *chat,
+                      struct err *e)
+{
+    *chat = CHAT_NONE;
+    if (str_eq(name, "none")) return 0;
+    if (str_eq(name, "auto")) return chat_detect(s->model->dir, chat, e);
+    return chat_parse(name, chat) ? 0 : err_set(e, E_ARG, "no chat template %.40s", name);
+}
+
+int32_t session_eos(const struct session *s)
+{
+    return s->model->cfg.neos ? (int32_t)s->model->cfg.eos[0] : -1;
 }
 
 bool session_ends(const struct session *s, int32_t id)

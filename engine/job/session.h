@@ -47,6 +47,12 @@ float *session_logits(struct session *s, const int32_t *ids, int64_t n, struct e
 /* Mean loss per token of a text, in windows of at most the model's length. */
 int session_score(struct session *s, const char *text, double *nll, int64_t *tokens,
                   struct err *e);
+/* How rows become tokens for this model; the caller names its parameter. asked 0: the model's own
+ * length, at most 1024. name: of a template, "none", or "auto" for that of the model's folder. */
+int session_pick_length(const struct session *s, int64_t asked, int64_t *length, struct err *e);
+int session_pick_chat(const struct session *s, const char *name, enum chat_template *chat,
+                      struct err *e);
+int32_t session_eos(const struct session *s); /* what a row ends in; -1: nothing */
 bool session_ends(const struct session *s, int32_t id); /* an end-of-answer token */
 
 #endif

@@ -41,6 +41,9 @@ static const char shared[] =
 " \"max_length\": {\"type\": \"integer\", \"minimum\": 0, \"maximum\": 1048576, \"default\": 0,"
 "  \"description\": \"Tokens per row, longer rows are cut; 0: the model's maximum, at most"
 " 1024.\"},"
+" \"packing\": {\"type\": \"boolean\", \"default\": false,"
+"  \"description\": \"Several rows of the file share one row of a batch without seeing each other:"
+" less padding, fewer and larger steps.\"},"
 " \"validation_split\": {\"type\": \"number\", \"minimum\": 0, \"maximum\": 0.5, \"default\": 0,"
 "  \"description\": \"Part of the training rows kept for validation if there is no validation"
 " file.\"},"
@@ -57,7 +60,8 @@ static const char shared[] =
 " keeping it: none, cheap (norms and activations) or block (everything within a block); auto: the"
 " least that fits into memory. The result is the same.\"},"
 " \"chat_template\": {\"type\": \"string\", \"enum\": [\"auto\", \"none\", \"chatml\", \"llama2\","
-"  \"llama3\", \"zephyr\", \"plain\", \"qwen2\", \"qwen2.5\", \"smollm2\", \"llama3.1\"],"
+"  \"llama3\", \"mistral\", \"gemma\", \"zephyr\", \"plain\", \"qwen2\", \"qwen2.5\", \"smollm2\","
+"  \"llama3.1\", \"mistral-v3\", \"mistral-nemo\", \"gemma3\"],"
 "  \"default\": \"auto\","
 "  \"description\": \"How messages become text; auto: the one that the model's folder names.\"},"
 " \"samples\": {\"type\": \"array\", \"items\": {\"type\": \"string\"}, \"maxItems\": 8,"
@@ -299,6 +303,11 @@ double settings_real(const json_t *s, const char *key)
 int64_t settings_int(const json_t *s, const char *key)
 {
     return json_integer_value(json_object_get(s, key));
+}
+
+bool settings_bool(const json_t *s, const char *key)
+{
+    return json_is_true(json_object_get(s, key));
 }
 
 const char *settings_str(const json_t *s, const char *key)

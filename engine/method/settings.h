@@ -10,6 +10,7 @@
 #include "engine/base/err.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 
 /* {"type": "object", "additionalProperties": false, "properties": shared + own}; `own`, a JSON
  * object as text, wins over a shared property of that name. */
@@ -20,6 +21,7 @@ json_t *settings_fill(const json_t *schema, const json_t *given, struct err *e);
 /* Of a filled object: programming errors aside these cannot fail. */
 double settings_real(const json_t *s, const char *key);
 int64_t settings_int(const json_t *s, const char *key);
+bool settings_bool(const json_t *s, const char *key);
 const char *settings_str(const json_t *s, const char *key);
 
 #endif

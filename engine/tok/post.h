@@ -1,4 +1,4 @@
-/* post.h: the post-processor of a tokenizer.json for one sequence: what is put around it. */
+/* post.h: the post-processor of a tokenizer.json: what is put around one sequence, or two. */
 #ifndef GRAFT_POST_H
 #define GRAFT_POST_H
 
@@ -7,14 +7,18 @@
 #include <jansson.h>
 #include <stdint.h>
 
-enum { POST_PARTS = 64, POST_SEQUENCE = -1 };
+enum { POST_PARTS = 64, POST_SEQUENCE = -1, POST_SECOND = -2 };
 
-struct post {
-    int32_t part[POST_PARTS]; /* ids, and POST_SEQUENCE where the text goes */
+struct post_list {
+    int32_t part[POST_PARTS]; /* ids, and POST_SEQUENCE and POST_SECOND where the texts go */
     int n;
 };
 
-/* From the value of "post_processor"; NULL or null: the sequence alone. Ids are below `size`. */
+struct post {
+    struct post_list one, two;
+};
+
+/* From the value of "post_processor"; NULL or null: the sequences alone. Ids are below `size`. */
 int post_build(struct post *p, const json_t *v, int32_t size, struct err *e);
 
 #endif

@@ -264,8 +264,8 @@ static int encode(const struct tok *t, const char *text, size_t n, bool special,
     size_t bad = str_utf8_bad(text, n);
     if (bad < n) return err_set(e, E_FORMAT, "not UTF-8 at byte %zu", bad);
     if (cut_text(t, text, n, &w, e)) goto out;
-    for (int k = 0; k < t->post.n; k++) {
-        int32_t part = t->post.part[k];
+    for (int k = 0; k < t->post.one.n; k++) {
+        int32_t part = t->post.one.part[k];
         if (part != POST_SEQUENCE) {
             if (special && put(s, part, -1, -1, e)) goto out;
             continue;
@@ -325,6 +325,30 @@ int tok_decode(const struct tok *t, const int32_t *ids, int64_t n, bool skip_spe
 out:
     work_clear(&w);
     return rc;
+}
+
+int tok_join_added(const struct tok *t, bool two)
+{
+    const struct post_list *p = two ? &t->post.two : &t->post.one;
+    int n = 0;
+    for (int k = 0; k < p->n; k++) n += p->part[k] >= 0;
+    return n;
+}
+
+int tok_join(const struct tok *t, const struct ids *a, const struct ids *b, struct ids *out,
+             struct err *e)
+{
+    const struct post_list *p = b ? &t->post.two : &t->post.one;
+    int64_t before = out->n;
+    for (int k = 0; k < p->n; k++) {
+        const struct ids *text = p->part[k] == POST_SECOND ? b : a;
+        if (p->part[k] >= 0 ? ids_push(out, p->part[k], e)
+                            : ids_append(out, text->v, text->n, e)) {
+            out->n = before;
+            return -1;
+        }
+    }
+    return 0;
 }
 
 int32_t tok_id(const struct tok *t, const char *token)

@@ -40,6 +40,11 @@ void tok_free(struct tok *t);
  * the library does. */
 int tok_encode(const struct tok *t, const char *text, size_t n, bool special, struct ids *out,
                struct err *e);
+/* What the post-processor makes of one text (b NULL) or two, both encoded without `special`; and
+ * how many tokens it adds. */
+int tok_join(const struct tok *t, const struct ids *a, const struct ids *b, struct ids *out,
+             struct err *e);
+int tok_join_added(const struct tok *t, bool two);
 /* What of the text each id stands for: the first byte of its first character and of its last one;
  * -1 for ids that the post-processor adds. Where normalisation has moved text these are the origins
  * that the library reports. */

@@ -43,7 +43,8 @@ static void toy_open(struct toy *t, struct exec *x)
     for (int i = 0; i < t->m.params.n; i++) {
         struct param *p = t->m.params.items[i];
         if (p->kind == PARAM_STATE)
-            for (int64_t k = 0; k < p->count; k++) ((float *)p->data)[k] = powf(100, -0.3f * (float)k);
+            for (int64_t k = 0; k < p->count; k++)
+                ((float *)p->data)[k] = powf(100, -0.3f * (float)k);
         else
             rng_fill_normal(p->data, p->count, 0.3f, 5, RNG_USER, (uint32_t)i);
     }
@@ -252,6 +253,21 @@ static void too_much_memory_is_refused_with_the_numbers(void **state)
     exec_free(x);
 }
 
+/* Only the emulation can be without one. */
+static void a_machine_without_a_gpu_is_said(void **state)
+{
+    struct err e = ERR_INIT;
+    (void)state;
+    setenv("GRAFT_EMU_GPUS", "0", 1);
+    struct exec *x = exec_new_cuda(1, &e);
+    setenv("GRAFT_EMU_GPUS", "1", 1);
+    if (!x) {
+        assert_int_equal(e.code, E_DEVICE);
+        assert_non_null(strstr(e.msg, "no CUDA-capable device"));
+    }
+    exec_free(x);
+}
+
 static void a_missing_library_is_said(void **state)
 {
     struct err e = ERR_INIT;
@@ -275,6 +291,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(large_copies_pass_through_both_halves),
         cmocka_unit_test(a_bad_token_is_refused),
         cmocka_unit_test(too_much_memory_is_refused_with_the_numbers),
+        cmocka_unit_test(a_machine_without_a_gpu_is_said),
         cmocka_unit_test(a_missing_library_is_said),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

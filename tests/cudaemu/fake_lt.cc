@@ -20,6 +20,7 @@ static void set(void *p, int type, int64_t i, float v)
     else ((uint16_t *)p)[i] = mx_to_bf16(v);
 }
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 int cublasLtCreate(void **h) { *h = new int; return 0; }

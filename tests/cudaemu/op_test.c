@@ -101,7 +101,7 @@ static void open_tables(struct kernels tables[TABLES], struct kernels *cpu)
 }
 
 /* usage: op_test [PATTERN | --part K/N]
- *   PATTERN: only tests whose name matches, e.g. "linear_*"; --part: every N-th test, from the K-th */
+ *   PATTERN: only tests whose name matches, e.g. "linear_*"; --part: every N-th, from the K-th */
 int main(int argc, char **argv)
 {
     enum { PER_OP = 3 };

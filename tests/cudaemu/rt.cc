@@ -76,10 +76,12 @@ cudaError_t emu_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 
     return cudaSuccess;
 }
 
+// GRAFT_EMU_GPUS=0: a machine without one.
 cudaError_t cudaGetDeviceCount(int *n)
 {
-    *n = 1;
-    return cudaSuccess;
+    const char *s = getenv("GRAFT_EMU_GPUS");
+    *n = s && *s == '0' ? 0 : 1;
+    return *n ? cudaSuccess : report(cudaErrorNoDevice);
 }
 
 cudaError_t cudaSetDevice(int n)

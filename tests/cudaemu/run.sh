@@ -43,7 +43,7 @@ fi
 run op_test-1 env GRAFT_CUDA_LT=0 "$t/op_test" --part 1/2 &
 (
     run op_test-2 env GRAFT_CUDA_LT=0 "$t/op_test" --part 2/2
-    run op_test-lt env ${lt:+LD_LIBRARY_PATH="$lt"} "$t/op_test" 'linear*'
+    run op_test-lt env ${lt:+LD_LIBRARY_PATH="$lt" GRAFT_CUDA_LT=1} "$t/op_test" 'linear*'
     for name in $tests; do run "$name" env GRAFT_CUDA_LT=0 "$t/$name"; done
 ) &
 wait

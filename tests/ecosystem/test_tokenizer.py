@@ -163,6 +163,29 @@ def test_every_code_point_is_cut_as_in_the_library(part, tmp_path):
     assert want == graft.encode(texts)
 
 
+PAIRS = {
+    "roberta": processors.RobertaProcessing(("</s>", 2), ("<s>", 1)),
+    "bert": processors.BertProcessing(("</s>", 2), ("<s>", 1)),
+    "template": processors.TemplateProcessing("<s> $A", "<s> $A </s> $B:1 <s>:1",
+                                              [("<s>", 1), ("</s>", 2)]),
+    "none": processors.ByteLevel(trim_offsets=False),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_joined_and_cut_as_the_library_does(name, tmp_path):
+    tok = kit.byte_level(special=["<unk>", "<s>", "</s>"], post_processor=PAIRS[name],
+                         pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False))
+    graft = kit.saved(tok, tmp_path / "tokenizer.json")
+    texts = kit.lines(5, 40)
+    asks = [(a, b, most) for a, b in zip(texts[:20], texts[20:], strict=True)
+            for most in (5, 6, 17, 30, 1000)] + [(a, None, most) for a in texts for most in (4, 9, 1000)]
+    records = [json.dumps({"a": a, "b": b, "max": most}).encode() for a, b, most in asks]
+    for (a, b, most), got in zip(asks, graft.run("pair", records), strict=True):
+        tok.enable_truncation(most)  # longest first
+        assert kit.ids(got) == tok.encode(*([a] if b is None else [a, b])).ids, (a, b, most)
+
+
 def test_nul_is_a_character(tmp_path):
     tok = kit.gpt2()
     graft = kit.saved(tok, tmp_path / "tokenizer.json")

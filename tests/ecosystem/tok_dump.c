@@ -1,10 +1,12 @@
 /* Encodes, decodes and templates with graft's tokeniser what Python sends, for a comparison there.
  *
- * usage: tok_dump FILE encode|special|decode|skip|chat|check|bench
+ * usage: tok_dump FILE encode|special|decode|skip|chat|pair|check|bench
  * stdin: records of a 32-bit length and as many bytes, little-endian as everything here.
  *   encode, special  a text           -> a list of ids (special: with the post-processor)
  *   decode, skip     ids (int32)      -> a text (skip: without special tokens)
- *   chat             JSON {"template", "messages", "generation"} -> ids, then trained flags
+ *   chat             JSON {"template", "messages", "generation", "tools"?}
+ *                                     -> ids, then trained flags
+ *   pair             JSON {"a", "b"?, "max"} -> ids of both, cut to max
  *   check            (no records)     -> nothing; exit 0 if FILE is accepted
  *   detect           (no records)     -> the name of the chat template of the folder FILE
  *   bench            texts            -> on stdout one line: bytes per second of a single thread
@@ -15,6 +17,7 @@
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
+#include "engine/data/labelled.h"
 #include "engine/tok/chat.h"
 #include "engine/tok/tok.h"
 
@@ -59,27 +62,43 @@ static int chat(const struct tok *t, const char *json, size_t n, struct ids *out
 {
     enum { MOST = 256 };
     struct chat_message m[MOST];
+    struct chat_talk talk = {.m = m};
     enum chat_template c;
     const char *name;
     json_t *list, *root = jx_parse(json, n, e);
-    bool generation;
-    int count = 0, rc = -1;
+    int rc = -1;
     if (!root || jx_str(root, "template", &name, e) || jx_array(root, "messages", &list, e) ||
-        jx_bool(root, "generation", &generation, e))
+        jx_bool(root, "generation", &talk.generation, e))
         goto out;
     if (!chat_parse(name, &c)) {
         err_set(e, E_ARG, "no template '%s'", name);
         goto out;
     }
-    for (; count < MOST && count < (int)json_array_size(list); count++) {
-        json_t *o = json_array_get(list, (size_t)count);
-        m[count].train = true;
-        if (jx_str(o, "role", &m[count].role, e) || jx_str(o, "content", &m[count].content, e) ||
-            jx_opt_bool(o, "train", &m[count].train, e))
+    for (; talk.n < MOST && talk.n < (int)json_array_size(list); talk.n++) {
+        json_t *o = json_array_get(list, (size_t)talk.n);
+        struct chat_message *one = &m[talk.n];
+        *one = (struct chat_message){.train = true, .calls = json_object_get(o, "tool_calls")};
+        if (jx_str(o, "role", &one->role, e) || jx_str(o, "content", &one->content, e) ||
+            jx_opt_bool(o, "train", &one->train, e))
             goto out;
     }
-    rc = chat_encode(t, c, m, count, generation, out, trained, e);
+    talk.tools = json_object_get(root, "tools");
+    rc = chat_encode(t, c, &talk, out, trained, e);
 out:
+    json_decref(root);
+    return rc;
+}
+
+static int pair(const struct tok *t, const char *json, size_t n, struct ids *out, struct err *e)
+{
+    json_t *root = jx_parse(json, n, e);
+    const char *a, *b = NULL;
+    int64_t max;
+    bool cut;
+    int rc = -1;
+    if (root && !jx_str(root, "a", &a, e) && !jx_opt_str(root, "b", &b, e) &&
+        !jx_int64(root, "max", 1, 1 << 20, &max, e))
+        rc = labelled_encode(t, a, b, max, out, &cut, e);
     json_decref(root);
     return rc;
 }
@@ -98,6 +117,9 @@ static void answer(const struct tok *t, const char *mode, const char *data, uint
         rc = chat(t, data, n, &out, &trained, &e);
         if (!rc) write_ids(&out);
         if (!rc) write_ids(&trained);
+    } else if (str_eq(mode, "pair")) {
+        rc = pair(t, data, n, &out, &e);
+        if (!rc) write_ids(&out);
     } else {
         rc = tok_encode(t, data, n, str_eq(mode, "special"), &out, &e);
         if (!rc) write_ids(&out);

@@ -169,6 +169,16 @@ def sentencepiece(metaspace=None, vocab_size=1500):
     return Tokenizer.from_str(json.dumps(state))
 
 
+def gemma():
+    """Gemma's: spaces become U+2581 and nothing is put in front."""
+    tok = sentencepiece()
+    state = json.loads(tok.to_str())
+    state["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    tok = Tokenizer.from_str(json.dumps(state))
+    tok.add_special_tokens(["<bos>", "<start_of_turn>", "<end_of_turn>"])
+    return tok
+
+
 def meta(scheme, split):
     return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
 

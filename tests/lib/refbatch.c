@@ -4,14 +4,14 @@
 
 #include <string.h>
 
+/* One block, as batch_clear() frees it. */
 static int alloc(struct batch *b, const int32_t *ids, struct err *e)
 {
     int64_t N = b->cap = b->B * b->T;
-    if (!(b->ids = mem_array(N, sizeof *b->ids, e)) ||
-        !(b->target = mem_array(N, sizeof *b->target, e)) ||
-        !(b->pos = mem_array(N, sizeof *b->pos, e)) ||
-        !(b->range = mem_array(2 * N, sizeof *b->range, e)))
-        return -1;
+    if (!(b->ids = mem_array(5 * N, sizeof *b->ids, e))) return -1;
+    b->target = b->ids + N;
+    b->pos = b->ids + 2 * N;
+    b->range = b->ids + 3 * N;
     memcpy(b->ids, ids, (size_t)N * sizeof *ids);
     return 0;
 }

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "engine/base/fault.h"
 #include "engine/base/jx.h"
 #include "engine/base/mem.h"
 #include "engine/base/str.h"
@@ -313,6 +314,29 @@ static void fresh_weights_start_as_in_transformers(void **state)
     model_free(m);
 }
 
+static void a_lack_of_memory_anywhere_is_an_error_and_leaks_nothing(void **state)
+{
+    (void)state;
+    static const char *const models[] = {GOLDEN "gpt2", GOLDEN "opt-plain", GOLDEN "roberta"};
+    const struct model_options o = {0};
+    mem_hook_libraries();
+    for (int k = 0; k < 3; k++) {
+        size_t before = mem_live();
+        for (int n = 1, done = 0; !done; n += 1 + n / 16) { /* every one would take minutes */
+            struct err e = ERR_INIT;
+            fault_arm(FAULT_MEM, n, false);
+            struct model *m = model_open(models[k], &o, &e);
+            int rc = m ? model_alloc(m, &e) : -1;
+            done = fault_count(FAULT_MEM) < n;
+            fault_arm(FAULT_MEM, 0, false);
+            if (done) assert_int_equal(rc, 0);
+            if (rc) assert_int_equal(e.code, E_NOMEM);
+            model_free(m);
+            assert_int_equal(mem_live(), before);
+        }
+    }
+}
+
 static void a_classifier_generates_nothing(void **state)
 {
     (void)state;
@@ -336,6 +360,7 @@ int main(void)
         cmocka_unit_test(only_a_head_may_be_missing),
         cmocka_unit_test(a_stored_copy_of_a_tied_head_must_be_one),
         cmocka_unit_test(fresh_weights_start_as_in_transformers),
+        cmocka_unit_test(a_lack_of_memory_anywhere_is_an_error_and_leaks_nothing),
         cmocka_unit_test(a_classifier_generates_nothing),
     };
     return cmocka_run_group_tests_name("families", tests, make_folder, drop_folder);

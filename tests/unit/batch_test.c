@@ -123,6 +123,36 @@ static void rows_are_padded_to_a_multiple_of_eight(void **state)
     batch_clear(&b);
 }
 
+static void packed_documents_keep_their_positions_and_see_themselves_alone(void **state)
+{
+    (void)state;
+    static const int32_t ids[16] = {0, 6, 7, 8, 1, 0, 6, 7, 8, 9, 10, 11, 1};
+    static const int32_t target[16] = {-1, -1, 8, 1, -1, 6, 7, 8, 9, 10, 11, 1, -1, -1, -1, -1};
+    static const int32_t pos[16] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6, 7};
+    struct batch b = {0};
+    struct err e = ERR_INIT;
+    struct example one = dataset_get(data, 3), two = dataset_get(data, 1);
+    int32_t all[16];
+    uint8_t trained[16];
+    const int64_t start[] = {100, 105, 113}; /* as they stand in a dataset */
+    memcpy(all, one.ids, 5 * sizeof *all);
+    memcpy(all + 5, two.ids, 8 * sizeof *all);
+    memcpy(trained, one.trained, 5);
+    memcpy(trained + 5, two.trained, 8);
+    const struct example x = {all, trained, 13, start, 2};
+    assert_int_equal(batch_one(&b, &x, &e), 0);
+    assert_memory_equal(b.ids, ids, sizeof ids);
+    assert_memory_equal(b.target, target, sizeof target);
+    assert_memory_equal(b.pos, pos, sizeof pos);
+    for (int t = 0; t < 16; t++) {
+        assert_int_equal(b.range[2 * t], t < 5 || t > 12 ? 0 : 5);
+        assert_int_equal(b.range[2 * t + 1], t > 12 ? 0 : t + 1);
+    }
+    assert_int_equal(b.trained, 9);
+    assert_int_equal(b.tokens, 13);
+    batch_clear(&b);
+}
+
 static void wrong_calls_and_failed_growth_leave_the_batch_usable(void **state)
 {
     (void)state;
@@ -152,6 +182,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_batch_of_one_is_spelled_out),
         cmocka_unit_test(rows_are_padded_to_a_multiple_of_eight),
+        cmocka_unit_test(packed_documents_keep_their_positions_and_see_themselves_alone),
         cmocka_unit_test(wrong_calls_and_failed_growth_leave_the_batch_usable),
     };
     return cmocka_run_group_tests_name("batch", tests, set_up, tear_down);

@@ -126,6 +126,39 @@ static void conversations_train_the_answers_that_have_weight(void **state)
     dataset_free(d);
 }
 
+static void every_shape_and_container_gives_the_same_rows(void **state)
+{
+    (void)state;
+    static const char *const talks[] = {
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},"
+        "{\"role\":\"assistant\",\"content\":\"ab\"}]}",
+        "{\"conversations\":[{\"from\":\"human\",\"value\":\"q\"},{\"from\":\"gpt\",\"value\":\""
+        "ab\"}]}",
+        "{\"instruction\":\"q\",\"input\":\"\",\"output\":\"ab\"}",
+        "instruction,output\nq,ab\n",
+        "conversations\n\"[{\"\"from\"\":\"\"human\"\",\"\"value\"\":\"\"q\"\"},"
+        "{\"\"from\"\":\"\"gpt\"\",\"\"value\"\":\"\"ab\"\"}]\"\n"};
+    struct err e = ERR_INIT;
+    for (size_t i = 0; i < sizeof talks / sizeof *talks; i++) {
+        bool chat = false;
+        struct dataset *d = must_open(talks[i], 100, CHAT_CHATML);
+        expect_row(d, 0, "[user/q]/[assistant/ab]/", "....................111.");
+        dataset_free(d);
+        assert_int_equal(dataset_is_chat(path, &chat, &e), 0);
+        assert_true(chat);
+    }
+    bool chat = true;
+    struct dataset *d = must_open("prompt,completion\na,\"b\nc\"\n", 100, CHAT_NONE);
+    expect_row(d, 0, "^ab/c$", "..1111");
+    dataset_free(d);
+    assert_int_equal(dataset_is_chat(path, &chat, &e), 0);
+    assert_false(chat);
+    assert_null(open_text("text,label\na,b\n", 100, CHAT_NONE, 1, &e));
+    assert_non_null(strstr(e.msg, "line 2: the rows have labels"));
+    assert_null(open_text("text\na\n\"b", 100, CHAT_NONE, 1, &e));
+    assert_non_null(strstr(e.msg, "line 3, column 1: this quote is never closed"));
+}
+
 static void conversations_without_a_template_say_what_to_set(void **state)
 {
     (void)state;
@@ -301,6 +334,7 @@ int main(void)
         cmocka_unit_test(completion_rows_train_the_completion_and_its_end),
         cmocka_unit_test(without_an_end_token_none_is_put),
         cmocka_unit_test(conversations_train_the_answers_that_have_weight),
+        cmocka_unit_test(every_shape_and_container_gives_the_same_rows),
         cmocka_unit_test(conversations_without_a_template_say_what_to_set),
         cmocka_unit_test(long_rows_are_cut_and_untrained_ones_left_out),
         cmocka_unit_test(the_first_problem_of_a_file_is_its_error),

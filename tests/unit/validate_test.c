@@ -67,6 +67,12 @@ static int play(const char *kind)
                   getenv("GRAFT_TEST_SECRET") ? "true" : "false") < 0;
 }
 
+static int getchar_of(int fd)
+{
+    unsigned char c = 0;
+    return read(fd, &c, 1) == 1 ? c : -1;
+}
+
 /* ---- the tests ---- */
 
 static json_t *run(const char *kind, enum errc code)
@@ -166,8 +172,49 @@ static int tear_down(void **state)
     return unlink(path);
 }
 
+static void a_preview_gets_the_file_and_what_is_asked(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    json_t *ask = json_pack("{s:s, s:i}", "model", "/a \"b\"", "rows", 3);
+    json_t *v = validate_preview(path, ask, &e);
+    assert_non_null(v);
+    assert_true(json_equal(json_object_get(v, "ask"), ask));
+    assert_int_equal(json_integer_value(json_object_get(v, "first")), 'h');
+    json_decref(v);
+    assert_null(validate_preview("/proc/nonexistent", ask, &e));
+    assert_int_equal(e.code, E_NOTFOUND);
+    json_decref(ask);
+}
+
+/* The job alone is small: the child maps the weights and keeps the tokens. */
+static void the_limits_of_a_plan_count_what_the_job_names(void **state)
+{
+    (void)state;
+    struct err e = ERR_INIT;
+    char big[64];
+    snprintf(big, sizeof big, "%s.big", path);
+    int fd = open(big, O_CREAT | O_WRONLY, 0600);
+    assert_int_equal(ftruncate(fd, 3LL << 30), 0);
+    close(fd);
+    json_t *job = json_pack("{s:{s:s}, s:s}", "model", "path", big, "training_file", path);
+    json_t *v = validate_plan(job, "", &e);
+    assert_non_null(v);
+    json_int_t bytes = json_integer_value(json_object_get(v, "bytes"));
+    unlink(big);
+    json_int_t stacks = sysconf(_SC_NPROCESSORS_ONLN) << 24;
+    assert_true(bytes - stacks > 3LL << 30 && bytes - stacks < (3LL << 30) + 4096);
+    json_decref(v);
+    json_decref(job);
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 6 && str_eq(argv[3], "plan"))
+        return printf("{\"report\": {\"bytes\": %s}}", argv[4]) < 0;
+    /* A preview: what was asked, and the first byte of the file. */
+    if (argc == 6 && str_eq(argv[3], "preview"))
+        return printf("{\"report\": {\"ask\": %s, \"first\": %d}}", argv[5], getchar_of(3)) < 0;
     if (argc == 6 && str_eq(argv[1], "worker")) return play(argv[3]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_crash_is_a_fault_of_the_file),
@@ -175,6 +222,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_child_that_makes_no_sense_is_our_fault),
         cmocka_unit_test(its_error_arrives_without_its_private_names),
         cmocka_unit_test(it_sees_the_file_and_nothing_else),
+        cmocka_unit_test(a_preview_gets_the_file_and_what_is_asked),
+        cmocka_unit_test(the_limits_of_a_plan_count_what_the_job_names),
         cmocka_unit_test(checks_run_side_by_side),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -11,6 +11,7 @@ import sys
 import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.modules["torchvision"] = None  # not needed; one built for another torch fails to import
 
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
