@@ -265,7 +265,9 @@ static void print_all_bytes(const json_t *o)
 {
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)o, key, v) print_bytes(key, json_number_value(v));
+    json_object_foreach((json_t *)o, key, v) {
+        print_bytes(key, json_number_value(v));
+    }
 }
 
 static void print_seconds(const char *label, double s)
