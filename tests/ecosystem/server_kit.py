@@ -79,7 +79,12 @@ class Server:
         return out
 
     def requests(self, method, part, status=None):
-        """How many requests of this kind the server has answered (so)."""
+        """How many requests of this kind the server has answered (so). Its log follows the answer,
+        so it is read once it has been quiet for a while."""
+        seen, lines = None, len(self.lines())
+        while lines != seen:
+            time.sleep(0.3)
+            seen, lines = lines, len(self.lines())
         return sum(x.get("msg") == "request" and x.get("method") == method
                    and part in x.get("target", "") and status in (None, x.get("status"))
                    for x in self.lines())
