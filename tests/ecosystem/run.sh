@@ -10,9 +10,11 @@ mkdir -p build
 if [ ! -x "$venv/bin/pytest" ]; then
     echo "installing Python packages into $venv"
     "${PYTHON:-python3}" -m venv "$venv" || exit 1
-    # torch first and pinned: a bare "torch" would bring gigabytes of CUDA.
+    # torch first and pinned: a bare "torch" would bring gigabytes of CUDA. So would what timm and
+    # torchvision depend on (conftest.py says what a torchvision for CUDA needs here).
     "$venv/bin/pip" install -q torch==2.13.0 >build/pip.log 2>&1 &&
-        "$venv/bin/pip" install -q -r tests/ecosystem/requirements.txt >>build/pip.log 2>&1 ||
+        "$venv/bin/pip" install -q -r tests/ecosystem/requirements.txt >>build/pip.log 2>&1 &&
+        "$venv/bin/pip" install -q --no-deps timm==1.0.31 torchvision==0.28.0 >>build/pip.log 2>&1 ||
         { tail -n 20 build/pip.log; exit 1; }
 fi
 number() { grep -oE "[0-9]+ $1" "$2" | tail -n 1 | grep -oE '^[0-9]+' || echo 0; }

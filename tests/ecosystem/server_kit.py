@@ -19,6 +19,7 @@ def make_model(directory):
     """A Llama of 2 layers and width 16 with a byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    import conftest  # noqa: F401 (a torchvision for CUDA)
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -157,6 +157,7 @@ def test_what_is_missing_raises_the_right_error(server, tmp_path):
 
 
 LOAD = """
+import conftest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -174,7 +175,7 @@ assert (plain - adapted).abs().max() > 1e-6
 
 def test_transformers_and_peft_load_results_by_name(server, tmp_path):
     env = dict(os.environ, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path),
-               TRANSFORMERS_VERBOSITY="error")
+               TRANSFORMERS_VERBOSITY="error", PYTHONPATH=os.path.dirname(__file__))
     env.pop("HF_HUB_OFFLINE", None)
     code = LOAD.format(result=server.result, base=BASE)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
