@@ -27,7 +27,7 @@ struct block {
 struct layout {
     struct config cfg;
     struct param *words, *places, *head;
-    int in, out;               /* sites between words and model, or -1 */
+    int in, out;                 /* sites between words and model, or -1 */
     struct parts_affine norm;    /* w is NULL: none */
     struct parts_affine plain;   /* ones and zeros, for norms without weights */
     struct block blocks[];

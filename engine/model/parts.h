@@ -36,8 +36,8 @@ int parts_norm(const struct pass *p, int x, const struct parts_affine *n, double
 
 struct parts_heads {
     int64_t count, width; /* H, D */
-    double scale;                   /* on the scores */
-    int64_t layer;                  /* whose keys and values the cache holds */
+    double scale;         /* on the scores */
+    int64_t layer;        /* whose keys and values the cache holds */
     int range;
 };
 /* q[B,T,H,D], k and v [B,T,G,D] -> [N,H*D]; keys and values go through the cache if any. */
